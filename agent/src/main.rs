@@ -1,0 +1,2 @@
+//! The SPIFFE identity agent: one per node, serves workloads and Envoy.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What both daemons need of the operating system and the network: accept loops, the peer verifier, logs, metrics, health, flags.

@@ -1,0 +1,50 @@
+//! How plugins say no.
+
+/// The kind of a refusal. Callers act on it, so it maps one to one to a gRPC code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluginCode {
+    /// The other side sent something malformed.
+    InvalidArgument,
+    /// The other side is well-formed and not allowed.
+    PermissionDenied,
+    /// The plugin is not in a state to do this.
+    FailedPrecondition,
+    /// Something the plugin needs is not there right now; trying again may help.
+    Unavailable,
+    /// The plugin cannot do this at all.
+    Unimplemented,
+    /// Anything else.
+    Internal,
+}
+
+/// A refusal with its reason. The message never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PluginError {
+    /// What kind of refusal.
+    pub code: PluginCode,
+    /// Which input, which rule.
+    pub message: String,
+}
+
+impl PluginError {
+    /// A refusal of this kind.
+    pub fn new(code: PluginCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// The other side sent something malformed.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(PluginCode::InvalidArgument, message)
+    }
+
+    /// The other side is not allowed.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::new(PluginCode::PermissionDenied, message)
+    }
+
+    /// Something went wrong inside.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(PluginCode::Internal, message)
+    }
+}

@@ -1,0 +1,1 @@
+//! KeyManagers that keep keys in memory or in a file on disk.

@@ -1,0 +1,1 @@
+//! WorkloadAttestor unix: selectors from the calling process.

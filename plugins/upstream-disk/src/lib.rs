@@ -1,0 +1,1 @@
+//! UpstreamAuthority that signs with a CA key kept in files.

@@ -1,0 +1,1 @@
+//! Issuance, slots and rotation.

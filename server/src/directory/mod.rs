@@ -1,0 +1,1 @@
+//! The authorisation state in memory.

@@ -1,0 +1,10 @@
+//! The SPIFFE identity server: a trust domain's authority.
+
+pub mod api;
+pub mod attest;
+pub mod ca;
+pub mod cli;
+pub mod config;
+pub mod directory;
+pub mod run;
+pub mod store;

@@ -1,0 +1,2 @@
+//! The SPIFFE identity server: a trust domain's authority.
+fn main() {}

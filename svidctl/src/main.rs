@@ -1,0 +1,2 @@
+//! The tool people look through: status, entries, agents, SVIDs.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Load generator that speaks only SPIRE's APIs.
+fn main() {}
