@@ -1,0 +1,1 @@
+//! Entries, SVIDs and bundles, ready for workloads.

@@ -1,0 +1,1 @@
+//! SPIRE's command line.

@@ -1,0 +1,1 @@
+//! Renewal of the agent's own SVID.

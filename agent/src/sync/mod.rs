@@ -1,0 +1,1 @@
+//! Keeping the cache equal to what the server says.
