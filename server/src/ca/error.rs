@@ -1,0 +1,82 @@
+//! Why the CA said no.
+
+use svid_core::jwt::JwtError;
+use svid_core::key::KeyError;
+use svid_core::x509::{CertError, IssueError, SvidError, VerifyError};
+use svid_plugin_api::PluginError;
+
+use super::store::CaStoreError;
+
+/// What can go wrong between wanting a signature and having one.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// No X.509 authority is active: the first rotation has not succeeded yet, or the last authority ended.
+    #[error("X509 CA is not available for signing")]
+    NoX509Authority,
+    /// No JWT authority is active.
+    #[error("JWT key is not available for signing")]
+    NoJwtAuthority,
+    /// `disable_jwt_svids` is set.
+    #[error("JWT functionality is disabled")]
+    JwtDisabled,
+    /// What the SVID is for (an entry) ends before the SVID could begin.
+    #[error("the registration entry has expired")]
+    EntryExpired,
+    /// A certificate could not be built or signed.
+    #[error("unable to sign X509 SVID: {0}")]
+    Issue(#[from] IssueError),
+    /// A token could not be built or signed.
+    #[error("unable to sign JWT SVID: {0}")]
+    Jwt(#[from] JwtError),
+    /// A key could not be made or used.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    /// The key manager or the upstream authority refused.
+    #[error("{0}")]
+    Plugin(#[from] PluginError),
+    /// The store refused.
+    #[error("{0}")]
+    Store(#[from] CaStoreError),
+    /// An authority's certificate is malformed.
+    #[error("{0}")]
+    Cert(#[from] CertError),
+    /// What came out of the issuance is no X.509-SVID.
+    #[error("{0}")]
+    Svid(#[from] SvidError),
+    /// A CA certificate from an upstream breaks this rule.
+    #[error("X509 CA minted by upstream authority is invalid: {0}")]
+    UpstreamCa(&'static str),
+    /// An SVID signed by a new CA does not verify to the roots that came with it.
+    #[error("X509 CA minted by upstream authority failed validation: {0}")]
+    UpstreamRoots(VerifyError),
+    /// The upstream authority did not answer in time.
+    #[error("upstream authority did not answer within {0} s")]
+    UpstreamTimeout(u64),
+    /// The stored journal is not a journal.
+    #[error("unable to unmarshal entries from CA journal record: {0}")]
+    Journal(#[from] prost::DecodeError),
+    /// A manual operation named no authority.
+    #[error("no authority ID provided")]
+    AuthorityIdMissing,
+    /// A manual operation named another authority than the one it can work on.
+    #[error("unexpected authority ID")]
+    AuthorityIdUnexpected,
+    /// Only a prepared authority can be activated.
+    #[error("only Prepared authorities can be activated")]
+    NotPrepared,
+    /// The active authority cannot be tainted.
+    #[error("unable to taint current local authority")]
+    TaintCurrent,
+    /// The active authority cannot be revoked.
+    #[error("unable to use current authority")]
+    RevokeCurrent,
+    /// Only an authority that was replaced can be tainted or revoked.
+    #[error("only Old local authorities can be {0}")]
+    NotOld(&'static str),
+    /// Local X.509 authorities are not trusted by themselves below an upstream.
+    #[error("local authority can't be {0} if there is an upstream authority")]
+    HasUpstream(&'static str),
+    /// The task that rotates authorities has ended: the server is shutting down.
+    #[error("CA manager is not running")]
+    Stopped,
+}

@@ -1,0 +1,210 @@
+//! Signing: what a request may ask for, and the rules every signature keeps. Nothing here touches the store.
+
+use std::time::{Duration, SystemTime};
+
+use svid_core::entry::EntrySpec;
+use svid_core::id::SpiffeId;
+use svid_core::jwt::{JwtSvid, sign_jwt_svid};
+use svid_core::key::{KeyType, LocalKey, Signer};
+use svid_core::x509::{Authority, CaTemplate, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid};
+
+use super::{Ca, CaError};
+
+/// What an X509-SVID for a workload shall say.
+#[derive(Clone, Copy, Debug)]
+pub struct X509SvidRequest<'a> {
+    /// Whose SVID it is. The caller has proved that its requester may have it.
+    pub id: &'a SpiffeId,
+    /// Life asked for; zero for the server's default.
+    pub ttl: Duration,
+    /// DNS SANs, in order.
+    pub dns_names: &'a [String],
+    /// The entry's expiry: the SVID does not outlive it.
+    pub not_after_limit: Option<SystemTime>,
+}
+
+impl<'a> X509SvidRequest<'a> {
+    /// What an entry entitles to.
+    pub fn for_entry(spec: &'a EntrySpec) -> Self {
+        Self {
+            id: &spec.spiffe_id,
+            ttl: seconds(spec.x509_svid_ttl),
+            dns_names: &spec.dns_names,
+            not_after_limit: expiry(spec.expires_at),
+        }
+    }
+}
+
+/// What a JWT-SVID shall say.
+#[derive(Clone, Copy, Debug)]
+pub struct JwtSvidRequest<'a> {
+    /// Whose SVID it is. The caller has proved that its requester may have it.
+    pub id: &'a SpiffeId,
+    /// For whom it is; at least one.
+    pub audience: &'a [String],
+    /// Life asked for; zero for the server's default.
+    pub ttl: Duration,
+    /// Carry a `jti` claim.
+    pub include_jti: bool,
+    /// The entry's expiry: the SVID does not outlive it.
+    pub not_after_limit: Option<SystemTime>,
+}
+
+impl<'a> JwtSvidRequest<'a> {
+    /// What an entry entitles to.
+    pub fn for_entry(spec: &'a EntrySpec, audience: &'a [String]) -> Self {
+        Self {
+            id: &spec.spiffe_id,
+            audience,
+            ttl: seconds(spec.jwt_svid_ttl),
+            include_jti: spec.jwt_svid_include_jti,
+            not_after_limit: expiry(spec.expires_at),
+        }
+    }
+}
+
+/// An intermediate CA for a nested server.
+#[derive(Clone, Debug)]
+pub struct DownstreamCa {
+    /// Its certificate in DER, then what leads to the root, without the root.
+    pub chain: Vec<Vec<u8>>,
+}
+
+fn seconds(ttl: i32) -> Duration {
+    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
+}
+
+fn expiry(unix: i64) -> Option<SystemTime> {
+    let unix = u64::try_from(unix).ok().filter(|unix| *unix > 0)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix))
+}
+
+fn or_default(asked: Duration, default: Duration) -> Duration {
+    if asked.is_zero() { default } else { asked }
+}
+
+fn require_not_over(limit: Option<SystemTime>, now: SystemTime) -> Result<(), CaError> {
+    match limit {
+        Some(limit) if limit <= now => Err(CaError::EntryExpired),
+        _ => Ok(()),
+    }
+}
+
+impl Ca {
+    /// Signs an X509-SVID for a workload. It ends with its TTL, its entry or its authority, whichever is first.
+    /// # Errors
+    /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
+    pub fn sign_workload_x509(
+        &self,
+        request: &X509SvidRequest<'_>,
+        public_key: PublicKey,
+        now: SystemTime,
+    ) -> Result<X509Svid, CaError> {
+        require_not_over(request.not_after_limit, now)?;
+        let template = LeafTemplate {
+            id: request.id.clone(),
+            public_key,
+            ttl: or_default(request.ttl, self.config.default_x509_svid_ttl),
+            dns_names: request.dns_names.to_vec(),
+            subject: Subject::Workload,
+            not_after_limit: request.not_after_limit,
+        };
+        let snapshot = self.snapshot();
+        Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
+    }
+
+    /// Checks an agent's SVID and draws its serial, so that the caller can store it before [`Prepared::sign`].
+    /// `authority` is from [`super::CaSnapshot::x509_authority`].
+    /// # Errors
+    /// [`CaError::Issue`].
+    pub fn prepare_agent_x509<'a>(
+        &self,
+        authority: &'a Authority,
+        id: &SpiffeId,
+        public_key: PublicKey,
+        now: SystemTime,
+    ) -> Result<Prepared<'a>, CaError> {
+        let template = LeafTemplate {
+            id: id.clone(),
+            public_key,
+            ttl: self.config.agent_svid_ttl(),
+            dns_names: Vec::new(),
+            subject: Subject::Agent,
+            not_after_limit: None,
+        };
+        Ok(authority.prepare(template, now)?)
+    }
+
+    /// Signs an X509-SVID without an entry, with the names and the subject of its CSR.
+    /// # Errors
+    /// As [`Ca::sign_workload_x509`].
+    pub fn mint_x509(
+        &self,
+        id: &SpiffeId,
+        csr: &VerifiedCsr,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<X509Svid, CaError> {
+        let template = LeafTemplate {
+            id: id.clone(),
+            public_key: csr.public_key.clone(),
+            ttl: or_default(ttl, self.config.default_x509_svid_ttl),
+            dns_names: csr.dns_sans.clone(),
+            subject: Subject::Raw(csr.subject.clone()),
+            not_after_limit: None,
+        };
+        let snapshot = self.snapshot();
+        Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
+    }
+
+    /// Signs an intermediate CA for a nested server. `ttl` zero asks for as long as `ca_ttl`.
+    /// # Errors
+    /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
+    pub fn sign_downstream_ca(
+        &self,
+        public_key: PublicKey,
+        ttl: Duration,
+        not_after_limit: Option<SystemTime>,
+        now: SystemTime,
+    ) -> Result<DownstreamCa, CaError> {
+        require_not_over(not_after_limit, now)?;
+        let snapshot = self.snapshot();
+        let template = CaTemplate {
+            trust_domain: self.config.trust_domain.clone(),
+            public_key,
+            ttl: or_default(ttl, self.config.ca_ttl),
+            not_after_limit,
+        };
+        let chain = snapshot.x509_authority(now)?.sign_downstream_ca(template, now)?;
+        Ok(DownstreamCa { chain })
+    }
+
+    /// Signs a JWT-SVID. It ends with its TTL, its entry or its key, whichever is first.
+    /// # Errors
+    /// [`CaError::JwtDisabled`], [`CaError::NoJwtAuthority`], [`CaError::EntryExpired`] or [`CaError::Jwt`].
+    pub fn sign_jwt(&self, request: &JwtSvidRequest<'_>, now: SystemTime) -> Result<JwtSvid, CaError> {
+        if self.config.disable_jwt_svids {
+            return Err(CaError::JwtDisabled);
+        }
+        require_not_over(request.not_after_limit, now)?;
+        let asked = or_default(request.ttl, self.config.default_jwt_svid_ttl);
+        let left = request.not_after_limit.and_then(|limit| limit.duration_since(now).ok());
+        let ttl = left.map_or(asked, |left| asked.min(left));
+        let snapshot = self.snapshot();
+        let key = snapshot.jwt_authority(now)?;
+        Ok(sign_jwt_svid(key, request.id, request.audience, ttl, now, request.include_jti)?)
+    }
+
+    /// Signs an SVID that nobody gets, to see whether signing works.
+    /// # Errors
+    /// What a request would meet.
+    pub fn check_signing(&self, now: SystemTime) -> Result<(), CaError> {
+        let key = LocalKey::generate(KeyType::EcP256)?;
+        let id = SpiffeId::from_parts(self.config.trust_domain.as_str(), "/for/health/check/only")
+            .expect("a constant path");
+        let request =
+            X509SvidRequest { id: &id, ttl: Duration::from_secs(60), dns_names: &[], not_after_limit: None };
+        let public_key = PublicKey::from_spki(key.public_key_der().to_vec()).map_err(|_| CaError::NoX509Authority)?;
+        self.sign_workload_x509(&request, public_key, now).map(drop)
+    }
+}
