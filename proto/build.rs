@@ -30,16 +30,8 @@ const SECRET_MESSAGES: &[&str] = &[
 /// Services that stream private keys: their server traits are generated a second time, with the
 /// response as `crate::Encoded`. File, response message, Rust module of the other messages.
 const ENCODED_SERVERS: &[(&str, &str, &str)] = &[
-    (
-        "spiffe/workload/workload.proto",
-        "X509SVIDResponse",
-        "crate::workload",
-    ),
-    (
-        "spiffe/broker/api.proto",
-        "SubscribeToX509SVIDResponse",
-        "crate::spiffe::broker",
-    ),
+    ("spiffe/workload/workload.proto", "X509SVIDResponse", "crate::workload"),
+    ("spiffe/broker/api.proto", "SubscribeToX509SVIDResponse", "crate::spiffe::broker"),
     (
         "spire/api/agent/delegatedidentity/v1/delegatedidentity.proto",
         "SubscribeToX509SVIDsResponse",
@@ -54,10 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
 
     let mut compiler = protox::Compiler::new([&root])?;
-    compiler
-        .include_imports(true)
-        .include_source_info(true)
-        .open_files(proto_files(&root)?)?;
+    compiler.include_imports(true).include_source_info(true).open_files(proto_files(&root)?)?;
     let set = compiler.file_descriptor_set();
 
     write_descriptors(&set, &out_dir.join("descriptors.bin"))?;
@@ -71,9 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn builder() -> tonic_prost_build::Builder {
-    tonic_prost_build::configure()
-        .emit_rerun_if_changed(false)
-        .skip_debug(SECRET_MESSAGES)
+    tonic_prost_build::configure().emit_rerun_if_changed(false).skip_debug(SECRET_MESSAGES)
 }
 
 /// All `.proto` files under `dir`, sorted, so that the output does not depend on the file system.
@@ -137,7 +124,7 @@ fn generate_encoded_server(
 /// The name that prost gives a message; a name that breaks this rule does not compile.
 fn rust_name(proto_name: &str) -> String {
     proto_name
-        .replace("SVIDs", "Svids")
+        .replace("SVIDs", "sviDs")
         .replace("SVID", "svid")
         .replace("JWT", "Jwt")
         .replace("WIT", "Wit")

@@ -34,9 +34,7 @@ impl Encoded {
 
 impl fmt::Debug for Encoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoded")
-            .field("len", &self.0.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Encoded").field("len", &self.0.len()).finish_non_exhaustive()
     }
 }
 
@@ -89,10 +87,7 @@ mod tests {
         let encoded = Encoded::of(&response());
         assert_eq!(encoded.encode_to_vec(), response().encode_to_vec());
         assert_eq!(encoded.encoded_len(), response().encoded_len());
-        assert_eq!(
-            X509svidResponse::decode(encoded.as_bytes()).unwrap(),
-            response()
-        );
+        assert_eq!(X509svidResponse::decode(encoded.as_bytes()).unwrap(), response());
     }
 
     #[test]

@@ -160,11 +160,11 @@ pub mod envoy {
     pub mod r#type {
         pub mod matcher {
             pub mod v3 {
-                include_package!("envoy.type.matcher.v3");
+                include_package!("envoy.r#type.matcher.v3");
             }
         }
         pub mod v3 {
-            include_package!("envoy.type.v3");
+            include_package!("envoy.r#type.v3");
         }
     }
 }

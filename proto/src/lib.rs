@@ -19,8 +19,7 @@ pub use encoded::Encoded;
 pub use generated::{envoy, google, grpc, spiffe, spire, svid, workload};
 
 /// All our `.proto` files and their imports, as an encoded `google.protobuf.FileDescriptorSet`.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The parsed [`FILE_DESCRIPTOR_SET`].
 pub fn descriptor_pool() -> &'static DescriptorPool {

@@ -58,31 +58,16 @@ mod tests {
                     ..Default::default()
                 }
             ),
+            format!("{:?}", spire::api::types::JoinToken { value: "top-secret".into(), expires_at: 1 }),
             format!(
                 "{:?}",
-                spire::api::types::JoinToken {
-                    value: "top-secret".into(),
-                    expires_at: 1
-                }
+                spire::api::types::AttestationData { r#type: "join_token".into(), payload: key() }
             ),
-            format!(
-                "{:?}",
-                spire::api::types::AttestationData {
-                    r#type: "join_token".into(),
-                    payload: key()
-                }
-            ),
-            format!(
-                "{:?}",
-                envoy::config::core::v3::data_source::Specifier::InlineBytes(key())
-            ),
+            format!("{:?}", envoy::config::core::v3::data_source::Specifier::InlineBytes(key())),
             format!(
                 "{:?}",
                 envoy::service::discovery::v3::DiscoveryResponse {
-                    resources: vec![prost_types::Any {
-                        value: key(),
-                        ..Default::default()
-                    }],
+                    resources: vec![prost_types::Any { value: key(), ..Default::default() }],
                     ..Default::default()
                 }
             ),
@@ -95,10 +80,7 @@ mod tests {
 
     #[test]
     fn names_and_safe_fields_are_shown() {
-        let token = spire::api::types::JoinToken {
-            value: "x".into(),
-            expires_at: 7,
-        };
+        let token = spire::api::types::JoinToken { value: "x".into(), expires_at: 7 };
         assert_eq!(format!("{token:?}"), "JoinToken { expires_at: 7, .. }");
     }
 }
