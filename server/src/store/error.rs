@@ -1,0 +1,100 @@
+//! What can go wrong in the database, in words that the API turns into SPIRE's codes.
+
+use std::sync::Arc;
+
+use svid_core::entry::EntryError;
+use svid_core::id::TrustDomain;
+
+/// Why a read or a write did not happen. A write that is refused has changed nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The row does not exist. The text says which kind of row, as in `record not found`.
+    #[error("{0} not found")]
+    NotFound(&'static str),
+    /// A row with this key exists.
+    #[error("{0} already exists")]
+    AlreadyExists(&'static str),
+    /// The change contradicts what is stored (revoking an authority that is not tainted, for example).
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// After the change the entry would break a rule.
+    #[error("{0}")]
+    Invalid(#[from] EntryError),
+    /// An entry federates with a trust domain that has no bundle.
+    #[error("unable to find federated bundle {0:?}")]
+    FederatedBundleMissing(TrustDomain),
+    /// A bundle cannot be deleted in restrict mode while entries federate with it. Holds their number.
+    #[error("cannot delete bundle; federated with {0} registration entries")]
+    BundleInUse(u64),
+    /// The join token is unknown or was used before.
+    #[error("join token does not exist or has already been used")]
+    TokenUnknown,
+    /// The join token's time is over.
+    #[error("join token expired")]
+    TokenExpired,
+    /// The node is banned: it may neither attest nor renew.
+    #[error("agent is banned")]
+    Banned,
+    /// The node is attested already and its attestor allows one attestation only.
+    #[error("agent is already attested and cannot re-attest")]
+    CannotReattest,
+    /// Another living server holds this server id.
+    #[error("server id {0} is in use by another running server")]
+    ServerIdHeld(String),
+    /// The database is of another making or of a later version. The text says what to do.
+    #[error("{0}")]
+    Schema(String),
+    /// The connection string or another setting cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// The database cannot be reached, is locked or full: try again later.
+    #[error("the database is not available")]
+    Unavailable(#[source] Arc<sqlx::Error>),
+    /// The writer has stopped: the server is shutting down.
+    #[error("the database is closed")]
+    Closed,
+    /// A stored row cannot be understood.
+    #[error("stored {what} cannot be read: {why}")]
+    Corrupt {
+        /// Which row.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Anything else the database said.
+    #[error("the database refused a statement")]
+    Internal(#[source] Arc<sqlx::Error>),
+}
+
+impl StoreError {
+    /// A row that does not decode.
+    pub(crate) fn corrupt(what: &'static str, why: impl std::fmt::Display) -> Self {
+        Self::Corrupt { what, why: why.to_string() }
+    }
+
+    /// True if the same call may succeed later without a change to it.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Closed)
+    }
+}
+
+/// SQLite's primary result codes that mean "not now": busy, locked, out of memory, read only, I/O, full,
+/// cannot open, and a file that is no database (a half-restored copy).
+const NOT_NOW: [i32; 8] = [5, 6, 7, 8, 10, 13, 14, 26];
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let not_now = match &error {
+            sqlx::Error::Database(database) => {
+                let code = database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
+                NOT_NOW.contains(&(code & 0xff))
+            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            _ => false,
+        };
+        if not_now { Self::Unavailable(Arc::new(error)) } else { Self::Internal(Arc::new(error)) }
+    }
+}
