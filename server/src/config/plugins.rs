@@ -1,0 +1,246 @@
+//! The `plugins` section: which implementation stands behind each plugin type.
+
+use std::path::{Path, PathBuf};
+
+use svid_core::hcl::{Body, Reader, Unknown, decode};
+
+/// The plugins, by type.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    /// Where state is kept.
+    pub data_store: DataStore,
+    /// Where private keys are kept.
+    pub key_manager: KeyManagerChoice,
+    /// Who signs this server's CA; it signs itself when absent.
+    pub upstream: Option<UpstreamChoice>,
+    /// How nodes prove what they are, in the file's order.
+    pub node_attestors: Vec<NodeAttestorChoice>,
+}
+
+/// Where state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataStore {
+    /// `sqlite3`.
+    pub database_type: String,
+    /// As the database's driver in SPIRE reads it.
+    pub connection_string: String,
+    /// The schema is left alone.
+    pub disable_migration: bool,
+}
+
+/// Where private keys are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyManagerChoice {
+    /// In this process only.
+    Memory,
+    /// In a file.
+    Disk {
+        /// The file.
+        keys_path: PathBuf,
+    },
+}
+
+/// Who signs this server's CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamChoice {
+    /// A CA whose key lies on disk.
+    Disk {
+        /// The CA's certificate, with intermediates behind it.
+        cert_file_path: PathBuf,
+        /// Its key.
+        key_file_path: PathBuf,
+        /// The roots, where the certificate is not one itself.
+        bundle_file_path: Option<PathBuf>,
+    },
+}
+
+/// How nodes prove what they are.
+#[derive(Clone, Debug)]
+pub enum NodeAttestorChoice {
+    /// One-time tokens.
+    JoinToken,
+    /// Possession of an X.509 key; the plugin reads its own section.
+    X509Pop(Body),
+}
+
+const SERVER_PLUGINS: &[(&str, &[&str])] = &[
+    ("DataStore", &["sql"]),
+    ("KeyManager", &["disk", "memory", "aws_kms", "azure_key_vault", "gcp_kms", "hashicorp_vault"]),
+    (
+        "NodeAttestor",
+        &[
+            "join_token", "x509pop", "aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat",
+            "sshpop", "tpm_devid",
+        ],
+    ),
+    (
+        "UpstreamAuthority",
+        &["disk", "aws_pca", "awssecret", "cert-manager", "ejbca", "gcp_cas", "spire", "vault"],
+    ),
+    ("Notifier", &["gcs_bundle", "k8sbundle"]),
+    (
+        "BundlePublisher",
+        &["aws_s3", "aws_rolesanywhere_trustanchor", "azure_blob", "gcp_cloudstorage", "k8s_configmap"],
+    ),
+    ("CredentialComposer", &["uniqueid"]),
+];
+
+struct Block {
+    kind: String,
+    name: String,
+    data: Body,
+}
+
+#[derive(Default)]
+struct Found {
+    data_store: Vec<DataStore>,
+    key_managers: Vec<KeyManagerChoice>,
+    upstreams: Vec<UpstreamChoice>,
+    node_attestors: Vec<NodeAttestorChoice>,
+}
+
+/// `None` only together with a recorded mistake.
+pub(super) fn read(file: &mut Reader, data_dir: Option<&Path>) -> Option<Plugins> {
+    let mut found = Found::default();
+    file.blocks_labelled_twice("plugins", |kind, name, r| {
+        if let Some(block) = read_block(kind, name, r) {
+            choose(r, &block, &mut found, data_dir);
+        }
+    });
+    one(file, "DataStore", found.data_store.len(), true);
+    one(file, "KeyManager", found.key_managers.len(), true);
+    one(file, "UpstreamAuthority", found.upstreams.len(), false);
+    Some(Plugins {
+        data_store: found.data_store.pop()?,
+        key_manager: found.key_managers.pop()?,
+        upstream: found.upstreams.pop(),
+        node_attestors: found.node_attestors,
+    })
+}
+
+fn one(file: &mut Reader, kind: &str, count: usize, required: bool) {
+    if count > 1 {
+        file.error("plugins", format!("plugin type {kind:?}: expected at most 1 plugin, found {count}"));
+    }
+    if count == 0 && required {
+        file.error("plugins", format!("plugin type {kind:?}: expected exactly 1 usable plugin, found 0"));
+    }
+}
+
+/// The block's own keys. `None` when it is switched off, cannot be used, or is wrong.
+fn read_block(kind: &str, name: &str, r: &mut Reader) -> Option<Block> {
+    let enabled = r.bool("enabled").unwrap_or(true);
+    let external = r.string("plugin_cmd").filter(|cmd| !cmd.is_empty()).is_some();
+    r.strings("plugin_args");
+    r.string("plugin_checksum");
+    let file = r.string("plugin_data_file").filter(|file| !file.is_empty());
+    let data = r.raw("plugin_data");
+    r.finish(Unknown::Refuse);
+    if !enabled {
+        return None;
+    }
+    let Some((_, names)) = SERVER_PLUGINS.iter().find(|(known, _)| *known == kind) else {
+        r.error("", format!("unknown plugin type {kind:?}"));
+        return None;
+    };
+    if external {
+        r.error("plugin_cmd", "external plugins are not built yet");
+        return None;
+    }
+    if !names.contains(&name) {
+        r.error("", format!("no built-in plugin {name:?} for type {kind:?}"));
+        return None;
+    }
+    if data.is_some() && file.is_some() {
+        r.error("plugin_data_file", "only one of [plugin_data, plugin_data_file] can be used");
+        return None;
+    }
+    let data = match file {
+        Some(file) => read_data_file(r, &file)?,
+        None => data.unwrap_or_default(),
+    };
+    Some(Block { kind: kind.into(), name: name.into(), data })
+}
+
+fn read_data_file(r: &mut Reader, path: &str) -> Option<Body> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("unable to read {path:?}: {error}"));
+    let body = text.and_then(|text| svid_core::hcl::parse(&text).map_err(|error| format!("{path}: {error}")));
+    body.map_err(|message| r.error("plugin_data_file", message)).ok()
+}
+
+fn choose(r: &mut Reader, block: &Block, found: &mut Found, data_dir: Option<&Path>) {
+    match (block.kind.as_str(), block.name.as_str()) {
+        ("DataStore", "sql") => found.data_store.extend(data(r, &block.data, |data| sql(data, data_dir))),
+        ("KeyManager", "memory") => found.key_managers.push(KeyManagerChoice::Memory),
+        ("KeyManager", "disk") => found.key_managers.extend(data(r, &block.data, disk_keys)),
+        ("UpstreamAuthority", "disk") => found.upstreams.extend(data(r, &block.data, upstream_disk)),
+        ("NodeAttestor", "join_token") => found.node_attestors.push(NodeAttestorChoice::JoinToken),
+        ("NodeAttestor", "x509pop") => found.node_attestors.push(NodeAttestorChoice::X509Pop(block.data.clone())),
+        (kind, name) => r.error("", format!("the {kind} plugin {name:?} is not built into this server")),
+    }
+}
+
+/// Reads a plugin's own section, whose mistakes are told under its path.
+fn data<T>(r: &mut Reader, body: &Body, read: impl FnOnce(&mut Reader) -> Option<T>) -> Option<T> {
+    let (value, report) = decode(body, |data| {
+        let value = read(data);
+        data.finish(Unknown::Refuse);
+        value
+    });
+    for problem in &report.warnings {
+        r.warn("plugin_data", problem.to_string());
+    }
+    for problem in &report.errors {
+        r.error("plugin_data", problem.to_string());
+    }
+    value.filter(|_| report.errors.is_empty())
+}
+
+fn sql(r: &mut Reader, data_dir: Option<&Path>) -> Option<DataStore> {
+    let database_type = r.string("database_type").unwrap_or_default();
+    let given = r.string("connection_string").unwrap_or_default();
+    let store = DataStore {
+        database_type: database_type.clone(),
+        connection_string: match (given.is_empty(), data_dir) {
+            (true, Some(dir)) => dir.join("datastore.sqlite3").display().to_string(),
+            _ => given.clone(),
+        },
+        disable_migration: r.bool("disable_migration").unwrap_or_default(),
+    };
+    let tuning = ["max_open_conns", "max_idle_conns", "conn_max_lifetime", "log_sql"];
+    r.ignored(&tuning, "has no effect: the pool sizes itself");
+    r.ignored(&["ro_connection_string"], "has no effect with SQLite, as in SPIRE");
+    r.ignored(&["root_ca_path", "client_cert_path", "client_key_path"], "has no effect with SQLite");
+    match database_type.as_str() {
+        "" => r.error("database_type", "database_type must be set"),
+        "sqlite3" if given.is_empty() => r.error("connection_string", "connection_string must be set"),
+        "sqlite3" => return Some(store),
+        "postgres" | "mysql" | "aws_postgres" | "aws_mysql" => {
+            r.error("database_type", format!("{database_type:?} is not built into this server yet; use \"sqlite3\""));
+        }
+        other => r.error("database_type", format!("unsupported database_type: {other}")),
+    }
+    None
+}
+
+fn disk_keys(r: &mut Reader) -> Option<KeyManagerChoice> {
+    let Some(path) = r.string("keys_path").filter(|path| !path.is_empty()) else {
+        r.error("keys_path", "keys_path is required");
+        return None;
+    };
+    Some(KeyManagerChoice::Disk { keys_path: path.into() })
+}
+
+fn upstream_disk(r: &mut Reader) -> Option<UpstreamChoice> {
+    let mut required = |key: &str, r: &mut Reader| {
+        let path = r.string(key).filter(|path| !path.is_empty()).map(PathBuf::from);
+        if path.is_none() {
+            r.error(key, "must be configured");
+        }
+        path
+    };
+    let cert_file_path = required("cert_file_path", r);
+    let key_file_path = required("key_file_path", r);
+    let bundle_file_path = r.string("bundle_file_path").filter(|path| !path.is_empty()).map(PathBuf::from);
+    Some(UpstreamChoice::Disk { cert_file_path: cert_file_path?, key_file_path: key_file_path?, bundle_file_path })
+}

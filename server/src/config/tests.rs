@@ -1,0 +1,83 @@
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = r#"
+server {
+    bind_address = "127.0.0.1"
+    bind_port = "8081"
+    trust_domain = "example.org"
+    data_dir = "/tmp/data"
+    log_level = "DEBUG"
+    ca_ttl = "72h"
+    default_x509_svid_ttl = "30m"
+    ratelimit { attestation = false }
+    experimental { events_based_cache = true, new_thing = 1 }
+}
+plugins {
+    DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = "/tmp/data/x.sqlite3" } }
+    KeyManager "memory" { plugin_data {} }
+    NodeAttestor "join_token" { plugin_data {} }
+}
+"#;
+
+fn read(text: &str) -> Result<Loaded, ConfigError> {
+    parse(text, Path::new("server.conf"), &RunFlags::default())
+}
+
+/// `from` in the good file becomes `to`; the error must hold every one of `want`.
+#[track_caller]
+fn refused(from: &str, to: &str, want: &[&str]) {
+    assert!(GOOD.contains(from), "{from}");
+    let error = read(&GOOD.replace(from, to)).expect_err(to).to_string();
+    for text in want {
+        assert!(error.contains(text), "{error}\n lacks {text}");
+    }
+}
+
+#[test]
+fn good_file() {
+    let loaded = read(GOOD).expect("valid");
+    assert_eq!(loaded.config.trust_domain.as_str(), "example.org");
+    assert_eq!(loaded.config.bind_port, 8081);
+    assert_eq!(loaded.config.log.level, "debug");
+    assert_eq!(loaded.config.ratelimit, RateLimits { attestation: false, signing: true });
+    assert_eq!(loaded.config.socket_path, Path::new(DEFAULT_SOCKET_PATH));
+    let keys: Vec<&str> = loaded.warnings.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["server.experimental.events_based_cache", "server.experimental.new_thing"]);
+}
+
+#[test]
+fn mistakes_have_lines_and_spires_words() {
+    refused("trust_domain = \"example.org\"", "", &["trust_domain must be configured"]);
+    refused("data_dir = \"/tmp/data\"", "", &["data_dir must be configured"]);
+    refused("trust_domain = \"example.org\"", "trust_domain = \"Example\"", &["line 5", "could not parse trust_domain"]);
+    refused("log_level = \"DEBUG\"", "log_level = \"loud\"", &["line 7", "not a valid log level"]);
+    refused("ca_ttl = \"72h\"", "ca_ttl = \"72\"", &["line 8", "server.ca_ttl"]);
+    refused("ca_ttl", "ca_ttll", &["line 8", "unknown configuration key"]);
+    refused("attestation = false", "attest = false", &["unknown configuration key"]);
+    refused("\"sqlite3\"", "\"postgres\"", &["not built into this server yet"]);
+    refused("KeyManager \"memory\"", "KeyManager \"aws_kms\"", &["\"aws_kms\" is not built into this server"]);
+    refused("KeyManager \"memory\"", "KeyManager \"nope\"", &["no built-in plugin \"nope\""]);
+    refused("plugins {", "plugin {", &["plugins section must be configured"]);
+    refused("server {", "sever {", &["server section must be configured"]);
+}
+
+#[test]
+fn all_mistakes_at_once() {
+    let text = GOOD.replace("\"72h\"", "\"x\"").replace("\"DEBUG\"", "\"loud\"").replace("example.org", "A");
+    let ConfigError::Invalid(problems) = read(&text).expect_err("three mistakes") else { panic!("not Invalid") };
+    assert_eq!(problems.len(), 3, "{problems:?}");
+}
+
+#[test]
+fn flags_go_over_the_file() {
+    let args: Vec<std::ffi::OsString> =
+        ["-trustDomain", "other.org", "--serverPort=9", "-logLevel", "warn", "-expandEnv"].map(Into::into).into();
+    let flags = RunFlags::parse(&args).expect("valid");
+    assert!(flags.expand_env);
+    let config = parse(GOOD, Path::new("x"), &flags).expect("valid").config;
+    assert_eq!((config.trust_domain.as_str(), config.bind_port, config.log.level.as_str()), ("other.org", 9, "warn"));
+    let bad: Vec<std::ffi::OsString> = vec!["-nope".into()];
+    assert_eq!(RunFlags::parse(&bad), Err(FlagError::Unknown("nope".into())));
+}
