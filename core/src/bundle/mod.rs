@@ -1,5 +1,7 @@
 //! Trust bundles: the authorities of one trust domain.
 
+pub mod document;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

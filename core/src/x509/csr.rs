@@ -251,7 +251,7 @@ fn read(der: &[u8]) -> Result<X509CertificationRequest<'_>, CsrError> {
         return Err(CsrError::TooLarge(der.len()));
     }
     match X509CertificationRequest::from_der(der) {
-        Ok((rest, csr)) if rest.is_empty() => Ok(csr),
+        Ok(([], csr)) => Ok(csr),
         _ => Err(CsrError::Malformed),
     }
 }
@@ -274,6 +274,24 @@ pub(super) fn write_san(w: &mut Writer, id: Option<&str>, dns: &[String]) {
             });
         });
     });
+}
+
+/// The SubjectPublicKeyInfo of an RSA key, from big-endian magnitudes.
+pub(crate) fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
+    let mut key = Writer::with_capacity(modulus.len() + 32);
+    key.nest(SEQUENCE, |w| {
+        w.unsigned(modulus);
+        w.unsigned(exponent);
+    });
+    let mut w = Writer::with_capacity(modulus.len() + 64);
+    w.nest(SEQUENCE, |w| {
+        w.nest(SEQUENCE, |w| {
+            w.oid(RSA_ENCRYPTION);
+            w.raw(&[0x05, 0x00]);
+        });
+        w.bit_string(&key.into_bytes());
+    });
+    w.into_bytes()
 }
 
 /// A CSR with the subject that SPIRE's agents use, C=US and O=SPIRE.

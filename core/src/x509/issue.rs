@@ -195,7 +195,7 @@ impl Authority {
             public_key: &template.public_key,
             authority_key_id: &self.key_id,
         };
-        let tbs = parts.write(|w| write_leaf_usage(w), Some(template.id.as_str()), &template.dns_names)?;
+        let tbs = parts.write(write_leaf_usage, Some(template.id.as_str()), &template.dns_names)?;
         let expected = Expected { life, public_key: template.public_key, dns_names: template.dns_names };
         Ok(Prepared { authority: self, id: template.id, serial, tbs, expected })
     }

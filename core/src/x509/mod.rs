@@ -17,6 +17,7 @@ pub mod verify;
 pub use ca::{CaSubject, CaTemplate};
 pub use cert::{CertError, ParsedCert, key_id, split_der_chain};
 pub use chain::CertChain;
+pub(crate) use csr::rsa_spki;
 pub use csr::{CsrError, PublicKey, UnverifiedCsr, VerifiedCsr};
 pub use issue::{Authority, IssueError, LeafTemplate, Prepared, Subject};
 pub use svid::{SvidError, X509Svid};
