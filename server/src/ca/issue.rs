@@ -5,8 +5,10 @@ use std::time::{Duration, SystemTime};
 use svid_core::entry::EntrySpec;
 use svid_core::id::SpiffeId;
 use svid_core::jwt::{JwtSvid, sign_jwt_svid};
-use svid_core::key::{KeyType, LocalKey, Signer};
-use svid_core::x509::{Authority, CaTemplate, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid};
+use svid_core::key::{KeyType, LocalKey};
+use svid_core::x509::{
+    Authority, CaTemplate, CertChain, IssueError, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid,
+};
 
 use super::{Ca, CaError};
 
@@ -63,13 +65,6 @@ impl<'a> JwtSvidRequest<'a> {
     }
 }
 
-/// An intermediate CA for a nested server.
-#[derive(Clone, Debug)]
-pub struct DownstreamCa {
-    /// Its certificate in DER, then what leads to the root, without the root.
-    pub chain: Vec<Vec<u8>>,
-}
-
 fn seconds(ttl: i32) -> Duration {
     Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }
@@ -83,10 +78,12 @@ fn or_default(asked: Duration, default: Duration) -> Duration {
     if asked.is_zero() { default } else { asked }
 }
 
-fn require_not_over(limit: Option<SystemTime>, now: SystemTime) -> Result<(), CaError> {
-    match limit {
-        Some(limit) if limit <= now => Err(CaError::EntryExpired),
-        _ => Ok(()),
+/// As much of the life asked for as the entry leaves.
+fn capped(asked: Duration, limit: Option<SystemTime>, now: SystemTime) -> Result<Duration, CaError> {
+    let Some(limit) = limit else { return Ok(asked) };
+    match limit.duration_since(now) {
+        Ok(left) if !left.is_zero() => Ok(asked.min(left)),
+        _ => Err(CaError::EntryExpired),
     }
 }
 
@@ -100,13 +97,13 @@ impl Ca {
         public_key: PublicKey,
         now: SystemTime,
     ) -> Result<X509Svid, CaError> {
-        require_not_over(request.not_after_limit, now)?;
+        let ttl = or_default(request.ttl, self.config.default_x509_svid_ttl);
         let template = LeafTemplate {
             id: request.id.clone(),
             public_key,
-            ttl: or_default(request.ttl, self.config.default_x509_svid_ttl),
+            ttl: capped(ttl, request.not_after_limit, now)?,
             dns_names: request.dns_names.to_vec(),
-            subject: Subject::Workload,
+            subject: Subject::Spire,
             not_after_limit: request.not_after_limit,
         };
         let snapshot = self.snapshot();
@@ -129,7 +126,7 @@ impl Ca {
             public_key,
             ttl: self.config.agent_svid_ttl(),
             dns_names: Vec::new(),
-            subject: Subject::Agent,
+            subject: Subject::Spire,
             not_after_limit: None,
         };
         Ok(authority.prepare(template, now)?)
@@ -147,17 +144,18 @@ impl Ca {
     ) -> Result<X509Svid, CaError> {
         let template = LeafTemplate {
             id: id.clone(),
-            public_key: csr.public_key.clone(),
+            public_key: csr.public_key().clone(),
             ttl: or_default(ttl, self.config.default_x509_svid_ttl),
-            dns_names: csr.dns_sans.clone(),
-            subject: Subject::Raw(csr.subject.clone()),
+            dns_names: csr.dns_sans().to_vec(),
+            subject: Subject::Raw(csr.subject_der().to_vec()),
             not_after_limit: None,
         };
         let snapshot = self.snapshot();
         Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
     }
 
-    /// Signs an intermediate CA for a nested server. `ttl` zero asks for as long as `ca_ttl`.
+    /// Signs an intermediate CA for a nested server, with what leads to the root behind it. `ttl` zero asks for as
+    /// long as `ca_ttl`; it ends with its entry or its authority at the latest.
     /// # Errors
     /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
     pub fn sign_downstream_ca(
@@ -166,17 +164,11 @@ impl Ca {
         ttl: Duration,
         not_after_limit: Option<SystemTime>,
         now: SystemTime,
-    ) -> Result<DownstreamCa, CaError> {
-        require_not_over(not_after_limit, now)?;
+    ) -> Result<CertChain, CaError> {
+        let ttl = capped(or_default(ttl, self.config.ca_ttl), not_after_limit, now)?;
+        let template = CaTemplate { trust_domain: self.config.trust_domain.clone(), public_key, ttl };
         let snapshot = self.snapshot();
-        let template = CaTemplate {
-            trust_domain: self.config.trust_domain.clone(),
-            public_key,
-            ttl: or_default(ttl, self.config.ca_ttl),
-            not_after_limit,
-        };
-        let chain = snapshot.x509_authority(now)?.sign_downstream_ca(template, now)?;
-        Ok(DownstreamCa { chain })
+        Ok(snapshot.x509_authority(now)?.issue_downstream_ca(template, now)?)
     }
 
     /// Signs a JWT-SVID. It ends with its TTL, its entry or its key, whichever is first.
@@ -186,10 +178,8 @@ impl Ca {
         if self.config.disable_jwt_svids {
             return Err(CaError::JwtDisabled);
         }
-        require_not_over(request.not_after_limit, now)?;
-        let asked = or_default(request.ttl, self.config.default_jwt_svid_ttl);
-        let left = request.not_after_limit.and_then(|limit| limit.duration_since(now).ok());
-        let ttl = left.map_or(asked, |left| asked.min(left));
+        let ttl = or_default(request.ttl, self.config.default_jwt_svid_ttl);
+        let ttl = capped(ttl, request.not_after_limit, now)?;
         let snapshot = self.snapshot();
         let key = snapshot.jwt_authority(now)?;
         Ok(sign_jwt_svid(key, request.id, request.audience, ttl, now, request.include_jti)?)
@@ -204,7 +194,7 @@ impl Ca {
             .expect("a constant path");
         let request =
             X509SvidRequest { id: &id, ttl: Duration::from_secs(60), dns_names: &[], not_after_limit: None };
-        let public_key = PublicKey::from_spki(key.public_key_der().to_vec()).map_err(|_| CaError::NoX509Authority)?;
+        let public_key = PublicKey::of(&key).map_err(IssueError::from)?;
         self.sign_workload_x509(&request, public_key, now).map(drop)
     }
 }

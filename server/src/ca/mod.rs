@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{CaConfig, CaSubject, DEFAULT_CA_TTL, DEFAULT_JWT_SVID_TTL, DEFAULT_X509_SVID_TTL};
 pub use error::CaError;
-pub use issue::{DownstreamCa, JwtSvidRequest, X509SvidRequest};
+pub use issue::{JwtSvidRequest, X509SvidRequest};
 pub use server_svid::ServerIdentity;
 pub use slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Slots, Status};
 pub use snapshot::{AuthorityState, CaSnapshot, RotationHealth, UNHEALTHY_FAILURES};

@@ -189,6 +189,25 @@ impl<K> Slots<K> {
         self.held[slot] = Some(held);
     }
 
+    /// Puts an authority from the journal into its slot unless that is taken. Newer ones come first; should two be
+    /// active, as after a status that could not be saved, then the newer one is.
+    pub fn restore(&mut self, mut held: Held<K>) {
+        let slot = held.info.slot as usize;
+        if self.held[slot].is_some() {
+            return;
+        }
+        if held.info.status == Status::Active && self.active().is_some() {
+            held.info.status = Status::Old;
+        }
+        if held.info.status == Status::Prepared && self.prepared().is_some() {
+            held.info.status = Status::Old;
+        }
+        if held.info.status == Status::Old {
+            held.key = None;
+        }
+        self.held[slot] = Some(held);
+    }
+
     /// The prepared authority becomes active, the active one old. False if none is prepared.
     pub fn activate(&mut self) -> bool {
         if self.prepared().is_none_or(|held| held.key.is_none()) {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use svid_core::bundle::Bundle;
 use svid_core::jwt::JwtSigner;
 use svid_core::x509::Authority;
 
@@ -21,6 +22,8 @@ pub struct CaSnapshot {
     pub upstream: Option<Arc<str>>,
     /// How the rotation fares.
     pub rotation: RotationHealth,
+    /// Tainted X.509 authorities of the trust domain, as subject key IDs in lower-case hex.
+    pub tainted: Vec<Arc<str>>,
 }
 
 /// How the rotation fares.
@@ -55,6 +58,17 @@ impl CaSnapshot {
     /// [`CaError::NoJwtAuthority`] if there is none, or it has ended.
     pub fn jwt_authority(&self, now: SystemTime) -> Result<&Arc<JwtSigner>, CaError> {
         live(&self.jwt, now).ok_or(CaError::NoJwtAuthority)
+    }
+
+    /// True if an X.509 authority is tainted: what it signed is to be replaced.
+    pub fn is_tainted(&self, authority_id: &str) -> bool {
+        self.tainted.iter().any(|tainted| **tainted == *authority_id)
+    }
+
+    pub(super) fn note_tainted(&mut self, bundle: Option<&Bundle>) {
+        let roots = bundle.iter().flat_map(|bundle| &bundle.x509_authorities);
+        let tainted = roots.filter(|root| root.tainted).filter_map(|root| root.parsed().subject_key_id_hex());
+        self.tainted = tainted.map(Arc::from).collect();
     }
 
     /// The authorities of a kind.

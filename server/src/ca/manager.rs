@@ -1,0 +1,317 @@
+//! The one writer of the CA's state: prepares and activates authorities, and publishes whole states.
+//!
+//! Order of every change, so that a kill between any two of these leaves a usable or a clean state: the key is
+//! durable, the bundle row is committed, the journal is saved, and only then does anything see the authority.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use svid_core::bundle::{JwtAuthority, X509Authority};
+use svid_core::clock::{Clock, unix_seconds};
+use svid_core::jwt::{JwtSigner, new_kid};
+use svid_plugin_api::{KeyManager, UpstreamAuthority};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::clock_guard::ClockGuard;
+use super::journal::Journal;
+use super::load::Loader;
+use super::prepare::{self, Minted};
+use super::rotation::{Step, next_step};
+use super::slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Status};
+use super::{CaConfig, CaError, CaSnapshot, CaStore, log};
+
+/// Expired authorities stay this long in the bundle, for verifiers whose clock lags.
+const PRUNE_SAFETY: Duration = Duration::from_secs(24 * 3600);
+/// How often expired authorities are looked for.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+
+/// What the handle asks of the task.
+pub(super) enum Command {
+    /// Check now.
+    Poke,
+    /// A manual operation.
+    Operate {
+        kind: AuthorityKind,
+        operation: Operation,
+        answer: oneshot::Sender<Result<AuthorityInfo, CaError>>,
+    },
+}
+
+/// A manual operation. Strings are authority IDs.
+pub(super) enum Operation {
+    Prepare,
+    Activate(String),
+    Taint(String),
+    Revoke(String),
+}
+
+pub(super) struct Manager {
+    pub(super) config: Arc<CaConfig>,
+    keys: Arc<dyn KeyManager>,
+    upstream: Option<Arc<dyn UpstreamAuthority>>,
+    pub(super) store: Arc<dyn CaStore>,
+    clock: Clock,
+    guard: ClockGuard,
+    last_prune: Option<Instant>,
+    journal: Journal,
+    pub(super) state: CaSnapshot,
+    published: watch::Sender<Arc<CaSnapshot>>,
+}
+
+impl Manager {
+    /// Takes up what the journal says, as far as keys and bundle agree with it.
+    pub(super) async fn load(
+        config: Arc<CaConfig>,
+        keys: Arc<dyn KeyManager>,
+        upstream: Option<Arc<dyn UpstreamAuthority>>,
+        store: Arc<dyn CaStore>,
+        clock: Clock,
+    ) -> Result<Self, CaError> {
+        let journal = match store.load_journal().await? {
+            Some(bytes) => Journal::decode(&bytes)?,
+            None => Journal::default(),
+        };
+        tracing::info!(x509_cas = journal.x509().len(), jwt_keys = journal.jwt().len(), "Journal loaded");
+        let (held, bundle) = (keys.list().await?, store.bundle().await?);
+        let held: BTreeMap<_, _> = held.into_iter().collect();
+        let now = clock.now();
+        let loader = Loader {
+            keys: &held,
+            bundle: bundle.as_ref(),
+            has_upstream: upstream.is_some(),
+            jwt_issuer: config.jwt_issuer.as_deref(),
+            now,
+        };
+        let mut state = CaSnapshot { x509: loader.x509(&journal), ..CaSnapshot::default() };
+        if !config.disable_jwt_svids {
+            state.jwt = loader.jwt(&journal);
+        }
+        state.upstream = upstream.as_ref().map(|upstream| upstream.name().into());
+        state.note_tainted(bundle.as_ref());
+        let published = watch::Sender::new(Arc::new(state.clone()));
+        let guard = ClockGuard::new(now);
+        let manager =
+            Self { config, keys, upstream, store, clock, guard, last_prune: None, journal, state, published };
+        manager.log_loaded(now);
+        Ok(manager)
+    }
+
+    fn log_loaded(&self, now: SystemTime) {
+        for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
+            if let Some(info) = self.state.state(kind).active {
+                log::activated(kind, &info, &self.config.trust_domain, now);
+            }
+        }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<CaSnapshot>> {
+        self.published.subscribe()
+    }
+
+    pub(super) fn upstream_roots(&self) -> Option<watch::Receiver<Arc<[X509Authority]>>> {
+        self.upstream.as_ref().map(|upstream| upstream.roots())
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    pub(super) fn publish(&self) {
+        self.published.send_replace(Arc::new(self.state.clone()));
+    }
+
+    fn kinds(&self) -> &'static [AuthorityKind] {
+        if self.config.disable_jwt_svids {
+            &[AuthorityKind::X509]
+        } else {
+            &[AuthorityKind::X509, AuthorityKind::Jwt]
+        }
+    }
+
+    /// Brings every kind of authority up, or says why not.
+    pub(super) async fn first_rotation(&mut self) -> Result<(), CaError> {
+        for kind in self.kinds() {
+            self.rotate(*kind).await?;
+        }
+        Ok(())
+    }
+
+    /// One check of everything. Gives the moment of the next rotation, none after a failure.
+    pub(super) async fn pass(&mut self) -> Option<SystemTime> {
+        self.prune().await;
+        let (mut due, mut error) = (None::<SystemTime>, None);
+        for kind in self.kinds() {
+            match self.rotate(*kind).await {
+                Ok(next) => due = Some(due.map_or(next, |due| due.min(next))),
+                Err(failure) => {
+                    report(*kind, &failure);
+                    error = Some(failure);
+                    // Without an X.509 authority nothing else can be of use.
+                    if self.state.x509.active().is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.record(error.as_ref());
+        if error.is_some() { None } else { due }
+    }
+
+    fn record(&mut self, error: Option<&CaError>) {
+        let before = self.state.rotation.clone();
+        let rotation = &mut self.state.rotation;
+        rotation.last_error = error.map(|error| error.to_string().into());
+        rotation.failures = error.map_or(0, |_| rotation.failures.saturating_add(1));
+        if before != self.state.rotation {
+            self.publish();
+        }
+    }
+
+    /// Does what is due for one kind. Gives the moment of its next step.
+    async fn rotate(&mut self, kind: AuthorityKind) -> Result<SystemTime, CaError> {
+        let mut has_prepared = false;
+        loop {
+            let now = self.clock.now();
+            match self.next_step(kind, now) {
+                Step::SleepUntil(due) => return Ok(due),
+                Step::Activate => drop(self.activate(kind).await?),
+                // An upstream that gives CAs whose end is near would be asked without end.
+                Step::Prepare if has_prepared => return Ok(now),
+                Step::Prepare => {
+                    self.prepare(kind).await?;
+                    has_prepared = true;
+                }
+            }
+        }
+    }
+
+    fn next_step(&self, kind: AuthorityKind, now: SystemTime) -> Step {
+        let state = self.state.state(kind);
+        next_step(state.active.map(|info| info.span()), state.prepared.is_some(), now)
+    }
+
+    pub(super) async fn prepare(&mut self, kind: AuthorityKind) -> Result<AuthorityInfo, CaError> {
+        let info = match kind {
+            AuthorityKind::X509 => self.prepare_x509().await?,
+            AuthorityKind::Jwt => self.prepare_jwt().await?,
+        };
+        self.publish();
+        log::prepared(kind, &info, self.upstream.is_none());
+        Ok(info)
+    }
+
+    async fn prepare_x509(&mut self) -> Result<AuthorityInfo, CaError> {
+        let (slot, now) = (self.state.x509.free(), self.clock.now());
+        self.state.x509.discard_prepared();
+        self.publish();
+        tracing::debug!(%slot, "Preparing X509 CA");
+        let signer = self.keys.generate(slot.key_id(AuthorityKind::X509), self.config.ca_key_type).await?;
+        let Minted { authority, roots } = match &self.upstream {
+            None => prepare::self_signed(&self.config, signer, now)?,
+            Some(upstream) => prepare::upstream_signed(&self.config, &**upstream, signer, now).await?,
+        };
+        self.store.append_to_bundle(&roots, &[]).await?;
+        let upstream_id = authority.cert().authority_key_id_hex().filter(|_| self.upstream.is_some());
+        let info = AuthorityInfo {
+            upstream_authority_id: upstream_id.unwrap_or_default(),
+            ..new_info(slot, now, authority.life().not_after, authority.id_hex())
+        };
+        let mut journal = self.journal.clone();
+        journal.append_x509(&info, authority.cert_der(), authority.chain());
+        self.save(journal).await?;
+        self.state.x509.put(Held { info: info.clone(), key: Some(Arc::new(authority)) });
+        Ok(info)
+    }
+
+    async fn prepare_jwt(&mut self) -> Result<AuthorityInfo, CaError> {
+        let (slot, now) = (self.state.jwt.free(), self.clock.now());
+        self.state.jwt.discard_prepared();
+        self.publish();
+        tracing::debug!(%slot, "Preparing JWT key");
+        let signer = self.keys.generate(slot.key_id(AuthorityKind::Jwt), self.config.jwt_key_type).await?;
+        let not_after = now + self.config.ca_ttl;
+        let key = JwtSigner { kid: new_kid()?, signer, not_after, issuer: self.config.jwt_issuer.clone() };
+        let published = JwtAuthority {
+            key_id: key.kid.clone(),
+            public_key: key.signer.public_key_der().into(),
+            expires_at: unix_seconds(not_after),
+            tainted: false,
+        };
+        self.store.append_to_bundle(&[], std::slice::from_ref(&published)).await?;
+        let info = new_info(slot, now, not_after, key.kid.clone());
+        let mut journal = self.journal.clone();
+        journal.append_jwt(&info, &published.public_key);
+        self.save(journal).await?;
+        self.state.jwt.put(Held { info: info.clone(), key: Some(Arc::new(key)) });
+        Ok(info)
+    }
+
+    /// Lets the prepared authority take over.
+    pub(super) async fn activate(&mut self, kind: AuthorityKind) -> Result<AuthorityInfo, CaError> {
+        let next = self.state.state(kind).prepared.ok_or(CaError::NotPrepared)?;
+        let mut journal = self.journal.clone();
+        match kind {
+            AuthorityKind::X509 => journal.activate_x509(&next.authority_id),
+            AuthorityKind::Jwt => journal.activate_jwt(&next.authority_id),
+        }
+        self.save(journal).await?;
+        let activated = match kind {
+            AuthorityKind::X509 => self.state.x509.activate(),
+            AuthorityKind::Jwt => self.state.jwt.activate(),
+        };
+        let info = self.state.state(kind).active.filter(|_| activated).ok_or(CaError::NotPrepared)?;
+        self.publish();
+        log::activated(kind, &info, &self.config.trust_domain, self.clock.now());
+        Ok(info)
+    }
+
+    /// Saves a journal, and keeps it once it is saved.
+    async fn save(&mut self, journal: Journal) -> Result<(), CaError> {
+        self.store.save_journal(&journal.encode(), journal.active_x509()).await?;
+        self.journal = journal;
+        Ok(())
+    }
+
+    /// Adds roots that the upstream has and the bundle does not have yet.
+    pub(super) async fn add_upstream_roots(&mut self, roots: &[X509Authority]) {
+        if roots.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.append_to_bundle(roots, &[]).await {
+            tracing::error!(%error, "Failed to store X.509 roots received by the upstream authority plugin.");
+        }
+    }
+
+    async fn prune(&mut self) {
+        let now = self.clock.now();
+        let is_due = self.last_prune.is_none_or(|last| last.elapsed() >= PRUNE_INTERVAL);
+        if !is_due {
+            return;
+        }
+        self.last_prune = Some(Instant::now());
+        if !self.guard.agrees(now) {
+            tracing::warn!("The system's clock was set since start; expired authorities stay in the bundle");
+            return;
+        }
+        let Some(before) = now.checked_sub(PRUNE_SAFETY) else { return };
+        match self.store.prune_bundle(before).await {
+            Ok(true) => tracing::debug!("Expired certificates were successfully pruned from bundle"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "Could not prune CA certificates"),
+        }
+    }
+}
+
+fn new_info(slot: SlotId, issued_at: SystemTime, not_after: SystemTime, authority_id: String) -> AuthorityInfo {
+    let status = Status::Prepared;
+    AuthorityInfo { slot, status, issued_at, not_after, authority_id, upstream_authority_id: String::new() }
+}
+
+fn report(kind: AuthorityKind, error: &CaError) {
+    match kind {
+        AuthorityKind::X509 => tracing::error!(%error, "Unable to rotate X509 CA"),
+        AuthorityKind::Jwt => tracing::error!(%error, "Unable to rotate JWT key"),
+    }
+}

@@ -1,0 +1,113 @@
+//! The server's own SVID: its key never leaves memory, and it is replaced long before it ends.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use svid_core::key::LocalKey;
+use svid_core::x509::{IssueError, LeafTemplate, PublicKey, Subject, X509Svid};
+use tokio::sync::watch;
+
+use super::{CaConfig, CaError, CaSnapshot};
+
+/// After an authority was prepared, agents get this long to learn of it before the server shows itself with it.
+/// Matters when an operator prepares and activates at once; a scheduled rotation leaves hours.
+const SPREAD: Duration = Duration::from_secs(30);
+
+/// The SVID the TCP port is served with.
+pub struct ServerIdentity {
+    /// `spiffe://<trust domain>/spire/server`, with its chain.
+    pub svid: X509Svid,
+    /// Its key.
+    pub key: LocalKey,
+    /// The X.509 authority that signed it.
+    pub authority_id: String,
+}
+
+impl fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerIdentity")
+            .field("id", self.svid.id())
+            .field("authority_id", &self.authority_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Replaces the identity when it is due.
+pub(super) struct Rotator {
+    config: Arc<CaConfig>,
+    snapshots: watch::Receiver<Arc<CaSnapshot>>,
+    identity: watch::Sender<Arc<ServerIdentity>>,
+}
+
+/// The first identity, and what replaces it.
+pub(super) fn start(
+    config: Arc<CaConfig>,
+    snapshots: watch::Receiver<Arc<CaSnapshot>>,
+    now: SystemTime,
+) -> Result<(Rotator, watch::Receiver<Arc<ServerIdentity>>), CaError> {
+    let first = make(&config, &snapshots.borrow(), now)?;
+    let (identity, receiver) = watch::channel(Arc::new(first));
+    Ok((Rotator { config, snapshots, identity }, receiver))
+}
+
+impl Rotator {
+    /// Replaces the identity if that is due. Gives the moment when it will be due next.
+    pub(super) fn turn(&mut self, now: SystemTime) -> Option<SystemTime> {
+        let snapshot = self.snapshots.borrow().clone();
+        let due = due_at(&self.identity.borrow(), &snapshot, now);
+        if due > now {
+            return Some(due);
+        }
+        tracing::debug!("Rotating server SVID");
+        match make(&self.config, &snapshot, now) {
+            Ok(next) => {
+                let due = due_at(&next, &snapshot, now);
+                self.identity.send_replace(Arc::new(next));
+                Some(due)
+            }
+            Err(error) => {
+                tracing::error!(%error, "Could not rotate server SVID");
+                None
+            }
+        }
+    }
+}
+
+fn make(config: &CaConfig, snapshot: &CaSnapshot, now: SystemTime) -> Result<ServerIdentity, CaError> {
+    let authority = snapshot.x509_authority(now)?;
+    let key = LocalKey::generate(config.ca_key_type)?;
+    let template = LeafTemplate {
+        id: config.trust_domain.server_id(),
+        public_key: PublicKey::of(&key).map_err(IssueError::from)?,
+        ttl: config.default_x509_svid_ttl,
+        dns_names: Vec::new(),
+        subject: Subject::Spire,
+        not_after_limit: None,
+    };
+    let svid = authority.prepare(template, now)?.sign()?;
+    tracing::debug!(
+        spiffe_id = %svid.id(),
+        serial_num = svid.serial_decimal(),
+        local_authority_id = authority.id_hex(),
+        "Signed X509 SVID"
+    );
+    Ok(ServerIdentity { svid, key, authority_id: authority.id_hex() })
+}
+
+/// When an identity has to be replaced: around half of its life; once another authority took over also soon after
+/// that one was prepared, or at once if the identity's own authority is tainted.
+fn due_at(identity: &ServerIdentity, snapshot: &CaSnapshot, now: SystemTime) -> SystemTime {
+    let half = identity.svid.life().renew_at(draw(&identity.svid));
+    match snapshot.x509.active() {
+        Some(active) if active.info.authority_id == identity.authority_id => half,
+        Some(_) if snapshot.is_tainted(&identity.authority_id) => now,
+        Some(active) => half.min(active.info.issued_at + SPREAD),
+        None => half,
+    }
+}
+
+/// A number in 0..=1 that stays with an SVID, from its random serial.
+fn draw(svid: &X509Svid) -> f64 {
+    svid.leaf().serial().last().map_or(0.5, |byte| f64::from(*byte) / 255.0)
+}
