@@ -35,8 +35,8 @@ pub enum StoreError {
     /// The node is banned: it may neither attest nor renew.
     #[error("agent is banned")]
     Banned,
-    /// The node is attested already and its attestor allows one attestation only.
-    #[error("agent is already attested and cannot re-attest")]
+    /// The node is attested already, and its attestor trusts only the first use of its proof.
+    #[error("attestation data has already been used to attest an agent")]
     CannotReattest,
     /// Another living server holds this server id.
     #[error("server id {0} is in use by another running server")]

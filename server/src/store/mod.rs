@@ -1,163 +1,412 @@
 //! The database: domain types in, domain types out. Knows nothing of gRPC.
+//!
+//! Every write to entries, nodes, bundles and federation appends to the change log in the same transaction
+//! (`writer`); a [`Directory`](crate::directory::Directory) follows the log (`log`).
 
+mod bundles;
+mod codec;
+#[cfg(any())]
+mod conformance;
+mod entries;
 mod error;
+mod housekeeping;
+mod log;
+mod nodes;
+mod schema;
+mod servers;
 mod types;
+mod writer;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::entry::{Entry, EntryId};
 use svid_core::id::{SpiffeId, TrustDomain};
+use tokio::sync::{mpsc, watch};
 
 pub use error::StoreError;
+pub use housekeeping::{HousekeepingOptions, housekeeping, sweep};
+pub use log::LoadSink;
+pub use nodes::PruneNodes;
 pub use types::*;
 
-/// A cheap handle on the database.
-#[derive(Clone)]
-pub struct Store(Arc<()>);
+use bundles::{Expect, Put};
+use codec::{node_columns, node_from_row};
+use entries::{Outcome, Prepared};
+use nodes::{Attest, ChangeNode, NodeChange};
+use writer::{Committed, Queued, Write, Writer};
 
-#[allow(missing_docs, clippy::unused_async)]
+/// Write requests that may wait: callers beyond wait in line without memory of their own here.
+const QUEUE: usize = 1024;
+/// Connections for reading.
+const READERS: u32 = 3;
+/// How long a write waits for this process's directory to have applied it.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Shared {
+    jobs: mpsc::Sender<Box<dyn writer::Job>>,
+    reads: SqlitePool,
+    /// The last line that was committed here; wakes the directory.
+    committed: watch::Sender<u64>,
+    /// The last line that this process's directory applied; `None` without a directory.
+    applied: watch::Sender<Option<u64>>,
+    trust_domain: TrustDomain,
+}
+
+/// A cheap handle on the database. Methods fail with [`StoreError`]; times are Unix seconds.
+#[derive(Clone)]
+pub struct Store(Arc<Shared>);
+
 impl Store {
-    pub async fn open(_config: &StoreConfig, _trust_domain: &TrustDomain) -> Result<Self, StoreError> {
-        Ok(Self(Arc::new(())))
+    /// Opens the database, creates or migrates its schema, and starts the writer, which ends with the last handle.
+    /// # Errors
+    /// [`StoreError::Schema`] for SPIRE's own database, a newer schema, and entries of another trust domain.
+    pub async fn open(config: &StoreConfig, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
+        let options = schema::options(config);
+        let conn = schema::open(&options, trust_domain).await?;
+        let reads = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options.clone().read_only(true));
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let committed = watch::Sender::new(0);
+        tokio::spawn(Writer::new(options, conn, queue, committed.clone()).run());
+        let shared =
+            Shared { jobs, reads, committed, applied: watch::Sender::new(None), trust_domain: trust_domain.clone() };
+        Ok(Self(Arc::new(shared)))
     }
+
+    /// True answer from the database, for health checks.
+    /// # Errors
+    /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+        self.head().await.map(drop)
     }
-    // entries
-    pub async fn create_entries(
-        &self,
-        items: Vec<CreateEntry>,
-        _now: i64,
-    ) -> Vec<Result<Created, StoreError>> {
-        items.iter().map(|_| Err(StoreError::Closed)).collect()
+
+    /// Commits one request and waits until the directory, if there is one, shows it.
+    async fn write<W: Write>(&self, op: W) -> Result<W::Out, StoreError> {
+        let (job, answer) = Queued::new(op);
+        self.0.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        let Committed { out, seq } = answer.await.map_err(|_| StoreError::Closed)??;
+        if seq > 0 {
+            self.wait_applied(seq).await;
+        }
+        Ok(out)
     }
+
+    /// A directory that does not keep up delays the answer and nothing more: the write is durable.
+    async fn wait_applied(&self, seq: u64) {
+        let mut applied = self.0.applied.subscribe();
+        let reached = applied.wait_for(|applied| applied.is_none_or(|applied| applied >= seq));
+        if tokio::time::timeout(APPLY_TIMEOUT, reached).await.is_err() {
+            tracing::warn!(seq, "The directory did not apply a committed change in time");
+        }
+    }
+
+    /// The directory reports what it applied.
+    pub(crate) fn set_applied(&self, seq: u64) {
+        self.0.applied.send_replace(Some(seq));
+    }
+
+    /// Wakes the directory after each commit of this process.
+    pub(crate) fn committed(&self) -> watch::Receiver<u64> {
+        self.0.committed.subscribe()
+    }
+
+    // ---- entries
+
+    /// Creates entries; one result per item, in order. Similar entries are not created twice.
+    pub async fn create_entries(&self, items: Vec<CreateEntry>, now: i64) -> Vec<Result<Created, StoreError>> {
+        let count = items.len();
+        let prepared: Result<Arc<[Prepared]>, _> = items.into_iter().map(|item| Prepared::new(item, now)).collect();
+        let outcome = match &prepared {
+            Ok(prepared) => self.write(entries::CreateEntries(prepared.clone())).await,
+            Err(error) => Err(error.clone()),
+        };
+        match (outcome, prepared) {
+            (Ok(outcomes), Ok(prepared)) => {
+                outcomes.into_iter().zip(prepared.iter()).map(|(outcome, item)| Outcome::into_result(outcome, item)).collect()
+            }
+            (Err(error), _) | (_, Err(error)) => vec![Err(error); count],
+        }
+    }
+
+    /// Changes entries; one result per item, in order. The revision grows even if nothing else changes, as in SPIRE.
     pub async fn update_entries(&self, items: Vec<UpdateEntry>) -> Vec<Result<Entry, StoreError>> {
-        items.iter().map(|_| Err(StoreError::Closed)).collect()
+        let count = items.len();
+        let op = entries::UpdateEntries { items, trust_domain: self.0.trust_domain.clone() };
+        self.write(op).await.unwrap_or_else(|error| vec![Err(error); count])
     }
+
+    /// Deletes entries; one result per item, in order.
     pub async fn delete_entries(&self, ids: Vec<EntryId>) -> Vec<Result<(), StoreError>> {
-        ids.iter().map(|_| Err(StoreError::Closed)).collect()
+        let count = ids.len();
+        self.write(entries::DeleteEntries(ids)).await.unwrap_or_else(|error| vec![Err(error); count])
     }
-    // nodes
+
+    // ---- nodes
+
+    /// Creates a join token, good until `expires_at`, and its alias entry in one transaction.
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] for the token or the entry.
     pub async fn create_join_token(
         &self,
-        _token: &str,
-        _expires_at: i64,
-        _alias: Option<CreateEntry>,
-        _now: i64,
+        token: &str,
+        expires_at: i64,
+        alias: Option<CreateEntry>,
+        now: i64,
     ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+        let alias = alias.map(|item| Prepared::new(item, now)).transpose()?;
+        self.write(nodes::CreateToken { token: token.to_owned(), expires_at, alias }).await?
     }
-    pub async fn attest_with_join_token(
-        &self,
-        _token: &str,
-        _node: NewNode,
-        _now: i64,
-    ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds.
+    /// # Errors
+    /// [`StoreError::TokenUnknown`], [`StoreError::TokenExpired`], [`StoreError::Banned`]; the token is kept.
+    pub async fn attest_with_join_token(&self, token: &str, node: NewNode, now: i64) -> Result<(), StoreError> {
+        self.write(Attest { node, token: Some(token.to_owned()), now }).await?
     }
-    pub async fn attest_node(&self, _node: NewNode, _now: i64) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Creates the node, or gives one that attests again its new certificate and selectors.
+    /// # Errors
+    /// [`StoreError::Banned`]; [`StoreError::CannotReattest`] for a known node whose proof is good for one use.
+    pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<(), StoreError> {
+        self.write(Attest { node, token: None, now }).await?
     }
-    pub async fn renew_node(
-        &self,
-        _id: &SpiffeId,
-        _new_serial: &str,
-        _new_expires_at: i64,
-    ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Notes a renewal: the old certificate stays good until the new one is first seen.
+    /// # Errors
+    /// [`StoreError::NotFound`] if the node is gone or banned.
+    pub async fn renew_node(&self, id: &SpiffeId, serial: &str, expires_at: i64) -> Result<(), StoreError> {
+        self.require_node(id, NodeChange::Renew(serial.to_owned(), expires_at)).await
     }
-    pub async fn activate_serial(&self, _id: &SpiffeId, _serial: &str) -> Result<bool, StoreError> {
-        Err(StoreError::Closed)
+
+    /// The next serial number becomes the current one, if it still is the next. True if it did.
+    /// # Errors
+    /// Only the database's.
+    pub async fn activate_serial(&self, id: &SpiffeId, serial: &str) -> Result<bool, StoreError> {
+        self.write(ChangeNode { id: id.clone(), change: NodeChange::Activate(serial.to_owned()) }).await
     }
-    pub async fn ban_node(&self, _id: &SpiffeId) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Bans a node until it is deleted.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn ban_node(&self, id: &SpiffeId) -> Result<(), StoreError> {
+        self.require_node(id, NodeChange::Ban).await
     }
-    pub async fn delete_node(&self, _id: &SpiffeId) -> Result<Node, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Notes what the agent says it runs.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn set_agent_version(&self, id: &SpiffeId, version: &str) -> Result<(), StoreError> {
+        self.require_node(id, NodeChange::AgentVersion(version.to_owned())).await
     }
-    pub async fn set_agent_version(&self, _id: &SpiffeId, _version: &str) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    async fn require_node(&self, id: &SpiffeId, change: NodeChange) -> Result<(), StoreError> {
+        match self.write(ChangeNode { id: id.clone(), change }).await? {
+            true => Ok(()),
+            false => Err(StoreError::NotFound("agent")),
+        }
     }
-    pub async fn node(&self, _id: &SpiffeId) -> Result<Option<Node>, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Deletes a node and the alias entry that came with its join token. Returns the node as it was.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn delete_node(&self, id: &SpiffeId) -> Result<Node, StoreError> {
+        self.write(nodes::DeleteNode(id.clone())).await?.ok_or(StoreError::NotFound("agent"))
     }
-    // bundles
-    pub async fn bundle(&self, _trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Reads a node from the database (the directory has it in memory).
+    /// # Errors
+    /// Only the database's.
+    pub async fn node(&self, id: &SpiffeId) -> Result<Option<Node>, StoreError> {
+        let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = ?1");
+        let row = sqlx::query(sql).bind(id.as_str()).fetch_optional(&self.0.reads).await?;
+        row.as_ref().map(node_from_row).transpose()
     }
+
+    // ---- bundles
+
+    /// Reads a bundle from the database (the directory has it in memory).
+    /// # Errors
+    /// Only the database's.
+    pub async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
+        let mut tx = self.0.reads.begin().await?;
+        bundles::read(&mut tx, trust_domain.as_str()).await
+    }
+
+    /// Adds authorities to a bundle, which is created if need be. What is there already stays as it is.
+    /// # Errors
+    /// Only the database's.
     pub async fn append_bundle(
         &self,
-        _trust_domain: &TrustDomain,
-        _x509: Vec<X509Authority>,
-        _jwt: Vec<JwtAuthority>,
+        trust_domain: &TrustDomain,
+        x509: Vec<X509Authority>,
+        jwt: Vec<JwtAuthority>,
     ) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+        self.write(bundles::Append { trust_domain: trust_domain.clone(), x509, jwt }).await?
     }
-    pub async fn create_bundle(&self, _bundle: Bundle) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Creates a bundle.
+    /// # Errors
+    /// [`StoreError::AlreadyExists`].
+    pub async fn create_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
+        self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Absent }).await?
     }
-    pub async fn update_bundle(&self, _bundle: Bundle, _mask: BundleMask) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Replaces parts of a bundle.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn update_bundle(&self, bundle: Bundle, mask: BundleMask) -> Result<Bundle, StoreError> {
+        self.write(Put { bundle, mask, expect: Expect::Present }).await?
     }
-    pub async fn set_bundle(&self, _bundle: Bundle) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Creates or replaces a bundle.
+    /// # Errors
+    /// Only the database's.
+    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
+        self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Any }).await?
     }
-    pub async fn delete_bundle(
-        &self,
-        _trust_domain: &TrustDomain,
-        _mode: DeleteMode,
-    ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Deletes a bundle.
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::BundleInUse`] in restrict mode.
+    pub async fn delete_bundle(&self, trust_domain: &TrustDomain, mode: DeleteMode) -> Result<(), StoreError> {
+        self.write(bundles::Delete { trust_domain: trust_domain.clone(), mode }).await?
     }
+
+    /// Marks an authority as no longer to be used.
+    /// # Errors
+    /// [`StoreError::NotFound`] for the bundle or the authority; [`StoreError::Conflict`] if it is marked already.
     pub async fn taint_authority(
         &self,
-        _trust_domain: &TrustDomain,
-        _authority: AuthorityRef,
+        trust_domain: &TrustDomain,
+        authority: AuthorityRef,
     ) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: false }).await?
     }
+
+    /// Removes a tainted authority.
+    /// # Errors
+    /// [`StoreError::NotFound`] for the bundle or the authority; [`StoreError::Conflict`] if it is not tainted.
     pub async fn revoke_authority(
         &self,
-        _trust_domain: &TrustDomain,
-        _authority: AuthorityRef,
+        trust_domain: &TrustDomain,
+        authority: AuthorityRef,
     ) -> Result<Bundle, StoreError> {
-        Err(StoreError::Closed)
+        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: true }).await?
     }
-    /// Removes authorities that ended before `ended_before`; true if something went.
-    pub async fn prune_bundle(
-        &self,
-        _trust_domain: &TrustDomain,
-        _ended_before: i64,
-    ) -> Result<bool, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Removes authorities that ended before a moment; true if something went.
+    /// # Errors
+    /// [`StoreError::Conflict`] if no X.509 or no JWT authority would be left.
+    pub async fn prune_bundle(&self, trust_domain: &TrustDomain, ended_before: i64) -> Result<bool, StoreError> {
+        self.write(bundles::Prune { trust_domain: trust_domain.clone(), ended_before }).await?
     }
-    // servers
-    pub async fn save_journal(&self, _server_id: &str, _journal: Vec<u8>) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    // ---- servers
+
+    /// Saves a server's journal; durable when it returns.
+    /// # Errors
+    /// Only the database's.
+    pub async fn save_journal(&self, server_id: &str, journal: Vec<u8>) -> Result<(), StoreError> {
+        self.write(servers::SaveJournal { server_id: server_id.to_owned(), data: journal }).await
     }
-    pub async fn load_journal(&self, _server_id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Reads a server's journal.
+    /// # Errors
+    /// Only the database's.
+    pub async fn load_journal(&self, server_id: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let query = sqlx::query_scalar("SELECT data FROM svid_journals WHERE server_id = ?1").bind(server_id);
+        Ok(query.fetch_optional(&self.0.reads).await?)
     }
-    pub async fn register_server(&self, _claim: ServerClaim) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Claims a server id at start.
+    /// # Errors
+    /// [`StoreError::ServerIdHeld`] if a living server elsewhere holds it.
+    pub async fn register_server(&self, claim: ServerClaim) -> Result<(), StoreError> {
+        let server_id = claim.server_id.clone();
+        if self.write(claim).await? { Ok(()) } else { Err(StoreError::ServerIdHeld(server_id)) }
     }
-    pub async fn heartbeat_server(
-        &self,
-        _server_id: &str,
-        _holder: &str,
-        _now: i64,
-    ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+
+    /// Says that this server still runs; well within the lease.
+    /// # Errors
+    /// [`StoreError::ServerIdHeld`] if another server took the id meanwhile: stop.
+    pub async fn heartbeat_server(&self, server_id: &str, holder: &str, now: i64) -> Result<(), StoreError> {
+        let op = servers::Heartbeat { server_id: server_id.to_owned(), holder: holder.to_owned(), now };
+        if self.write(op).await? { Ok(()) } else { Err(StoreError::ServerIdHeld(server_id.to_owned())) }
     }
-    // housekeeping (also `store::housekeeping(store, clock, options)`, a future for run.rs)
-    pub async fn prune_entries(&self, _expired_before: i64) -> Result<u64, StoreError> {
-        Err(StoreError::Closed)
+
+    // ---- the log
+
+    /// The end of the change log.
+    /// # Errors
+    /// Only the database's.
+    pub async fn head(&self) -> Result<Position, StoreError> {
+        log::position(&mut *self.0.reads.acquire().await?).await
     }
-    pub async fn prune_join_tokens(&self, _expired_before: i64) -> Result<u64, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Reads the whole state into `sink`.
+    /// # Errors
+    /// The database's, and [`StoreError::Corrupt`].
+    pub async fn load(&self, sink: &mut dyn LoadSink) -> Result<Cursor, StoreError> {
+        let mut tx = self.0.reads.begin().await?;
+        log::load(&mut tx, sink).await
     }
-    pub async fn prune_log(&self, _now: i64) -> Result<u64, StoreError> {
-        Err(StoreError::Closed)
+
+    /// Reads what follows `cursor` in the log.
+    /// # Errors
+    /// The database's, and [`StoreError::Corrupt`].
+    pub async fn changes_after(&self, cursor: Cursor) -> Result<Changes, StoreError> {
+        let mut tx = self.0.reads.begin().await?;
+        log::changes_after(&mut tx, cursor).await
+    }
+
+    /// Notes a new history, after the database turned out to hold another than before (a restored copy).
+    pub(crate) async fn new_epoch(&self) -> Result<(), StoreError> {
+        self.write(schema::NewEpoch).await
+    }
+
+    // ---- housekeeping
+
+    /// Deletes entries that ended before a moment; returns how many.
+    /// # Errors
+    /// Only the database's.
+    pub async fn prune_entries(&self, expired_before: i64) -> Result<u64, StoreError> {
+        self.in_chunks(|| entries::PruneEntries { expired_before }).await
+    }
+
+    /// Deletes join tokens that ended before a moment; returns how many.
+    /// # Errors
+    /// Only the database's.
+    pub async fn prune_join_tokens(&self, expired_before: i64) -> Result<u64, StoreError> {
+        self.in_chunks(|| nodes::PruneTokens { expired_before }).await
+    }
+
+    /// Deletes one batch of expired nodes; returns how many.
+    /// # Errors
+    /// Only the database's.
+    pub async fn prune_nodes(&self, which: PruneNodes) -> Result<u64, StoreError> {
+        self.write(which).await
+    }
+
+    /// Deletes old lines of the change log, keeping an hour and 100,000 lines; returns how many.
+    /// # Errors
+    /// Only the database's.
+    pub async fn prune_log(&self, now: i64) -> Result<u64, StoreError> {
+        self.in_chunks(|| housekeeping::PruneLog { now }).await
+    }
+
+    /// Many short transactions instead of a long one, so that other writers get in between.
+    async fn in_chunks<W: Write<Out = u64>>(&self, chunk: impl Fn() -> W) -> Result<u64, StoreError> {
+        let mut total = 0;
+        loop {
+            match self.write(chunk()).await? {
+                0 => return Ok(total),
+                gone => total += gone,
+            }
+        }
     }
 }

@@ -1,0 +1,389 @@
+//! Bundles: one row per authority, so that servers never fight over a blob.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_lc_rs::digest;
+use sqlx::{Row, SqliteConnection};
+use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
+use svid_core::clock::unix_seconds;
+use svid_core::id::TrustDomain;
+
+use super::codec::json;
+use super::entries;
+use super::writer::{Tx, Write};
+use super::{AuthorityRef, BundleMask, DeleteMode, Kind, StoreError};
+
+const X509: i64 = 1;
+const JWT: i64 = 2;
+
+/// Reads one bundle; authorities come in the order in which they were added.
+pub(super) async fn read(conn: &mut SqliteConnection, name: &str) -> Result<Option<Bundle>, StoreError> {
+    let head = sqlx::query("SELECT refresh_hint, sequence_number FROM svid_bundles WHERE trust_domain = ?1")
+        .bind(name)
+        .fetch_optional(&mut *conn)
+        .await?;
+    let Some(head) = head else { return Ok(None) };
+    let bad = |why: &dyn std::fmt::Display| StoreError::corrupt("bundle", why);
+    let mut bundle = Bundle::empty(name.parse::<TrustDomain>().map_err(|e| bad(&e))?);
+    bundle.refresh_hint = Duration::from_secs(head.try_get::<i64, _>(0)?.unsigned_abs());
+    bundle.sequence_number = head.try_get::<i64, _>(1)?.cast_unsigned();
+    let rows = sqlx::query(
+        "SELECT kind, key_id, data, expires_at, tainted FROM svid_authorities WHERE trust_domain = ?1 ORDER BY row",
+    )
+    .bind(name)
+    .fetch_all(&mut *conn)
+    .await?;
+    for row in &rows {
+        let data: &[u8] = row.try_get(2)?;
+        let tainted: bool = row.try_get(4)?;
+        if row.try_get::<i64, _>(0)? == X509 {
+            let mut authority = X509Authority::from_der(data).map_err(|e| bad(&e))?;
+            authority.tainted = tainted;
+            bundle.x509_authorities.push(authority);
+        } else {
+            let (key_id, expires_at) = (row.try_get(1)?, row.try_get(3)?);
+            bundle.jwt_authorities.push(JwtAuthority {
+                key_id,
+                public_key: data.into(),
+                expires_at,
+                tainted,
+            });
+        }
+    }
+    Ok(Some(bundle))
+}
+
+fn x509_key_id(authority: &X509Authority) -> String {
+    hex::encode(digest::digest(&digest::SHA256, authority.der()))
+}
+
+/// Adds authorities that are not there yet; returns how many were new.
+async fn add(
+    tx: &mut Tx<'_>,
+    name: &str,
+    x509: &[X509Authority],
+    jwt: &[JwtAuthority],
+) -> Result<u64, StoreError> {
+    let mut added = 0;
+    for authority in x509 {
+        let ends = unix_seconds(authority.parsed().life().not_after);
+        added += add_one(tx, name, (X509, &x509_key_id(authority)), authority.der(), ends, authority.tainted)
+            .await?;
+    }
+    for key in jwt {
+        added += add_one(tx, name, (JWT, &key.key_id), &key.public_key, key.expires_at, key.tainted).await?;
+    }
+    Ok(added)
+}
+
+async fn add_one(
+    tx: &mut Tx<'_>,
+    name: &str,
+    (kind, key_id): (i64, &str),
+    data: &[u8],
+    expires_at: i64,
+    tainted: bool,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO svid_authorities (trust_domain, kind, key_id, data, expires_at, tainted)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+    )
+    .bind(name)
+    .bind(kind)
+    .bind(key_id)
+    .bind(data)
+    .bind(expires_at)
+    .bind(tainted)
+    .execute(&mut *tx.conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+async fn clear(tx: &mut Tx<'_>, name: &str, kind: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM svid_authorities WHERE trust_domain = ?1 AND kind = ?2")
+        .bind(name)
+        .bind(kind)
+        .execute(&mut *tx.conn)
+        .await?;
+    Ok(())
+}
+
+/// Writes a bundle's own row; true if it was new.
+async fn put_head(tx: &mut Tx<'_>, name: &str, hint: Duration, sequence: u64) -> Result<bool, StoreError> {
+    let done = sqlx::query("INSERT INTO svid_bundles VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
+        .bind(name)
+        .bind(hint.as_secs().cast_signed())
+        .bind(sequence.cast_signed())
+        .execute(&mut *tx.conn)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// The bundle after a change, which goes to the log.
+async fn changed(tx: &mut Tx<'_>, name: &str) -> Result<Result<Bundle, StoreError>, StoreError> {
+    tx.log(Kind::Bundle, name);
+    Ok(read(tx.conn, name).await?.ok_or(StoreError::NotFound("bundle")))
+}
+
+async fn count_up(tx: &mut Tx<'_>, name: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE svid_bundles SET sequence_number = sequence_number + 1 WHERE trust_domain = ?1")
+        .bind(name)
+        .execute(&mut *tx.conn)
+        .await?;
+    Ok(())
+}
+
+/// Adds to a bundle, which is created if need be. The sequence number grows only if something was added.
+pub(super) struct Append {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) x509: Vec<X509Authority>,
+    pub(super) jwt: Vec<JwtAuthority>,
+}
+
+#[async_trait]
+impl Write for Append {
+    type Out = Result<Bundle, StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let name = self.trust_domain.as_str();
+        let is_new = put_head(tx, name, Duration::ZERO, 0).await?;
+        let added = add(tx, name, &self.x509, &self.jwt).await?;
+        if added > 0 && !is_new {
+            count_up(tx, name).await?;
+        }
+        if added > 0 || is_new {
+            return changed(tx, name).await;
+        }
+        Ok(read(tx.conn, name).await?.ok_or(StoreError::NotFound("bundle")))
+    }
+}
+
+/// Which rows a write of a whole bundle expects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// None: creation.
+    Absent,
+    /// One: update.
+    Present,
+    /// Either.
+    Any,
+}
+
+pub(super) struct Put {
+    pub(super) bundle: Bundle,
+    pub(super) mask: BundleMask,
+    pub(super) expect: Expect,
+}
+
+#[async_trait]
+impl Write for Put {
+    type Out = Result<Bundle, StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let name = self.bundle.trust_domain.as_str();
+        let exists: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_bundles WHERE trust_domain = ?1)")
+                .bind(name)
+                .fetch_one(&mut *tx.conn)
+                .await?;
+        match self.expect {
+            Expect::Absent if exists => return Ok(Err(StoreError::AlreadyExists("bundle"))),
+            Expect::Present if !exists => return Ok(Err(StoreError::NotFound("bundle"))),
+            _ => {}
+        }
+        put_head(tx, name, self.bundle.refresh_hint, self.bundle.sequence_number).await?;
+        sqlx::query(
+            "UPDATE svid_bundles SET refresh_hint = iif(?2, ?3, refresh_hint),
+                 sequence_number = iif(?4, ?5, sequence_number) WHERE trust_domain = ?1",
+        )
+        .bind(name)
+        .bind(self.mask.refresh_hint)
+        .bind(self.bundle.refresh_hint.as_secs().cast_signed())
+        .bind(self.mask.sequence_number)
+        .bind(self.bundle.sequence_number.cast_signed())
+        .execute(&mut *tx.conn)
+        .await?;
+        if self.mask.x509_authorities {
+            clear(tx, name, X509).await?;
+            add(tx, name, &self.bundle.x509_authorities, &[]).await?;
+        }
+        if self.mask.jwt_authorities {
+            clear(tx, name, JWT).await?;
+            add(tx, name, &[], &self.bundle.jwt_authorities).await?;
+        }
+        changed(tx, name).await
+    }
+}
+
+pub(super) struct Delete {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) mode: DeleteMode,
+}
+
+#[async_trait]
+impl Write for Delete {
+    type Out = Result<(), StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let name = self.trust_domain.as_str();
+        let exists: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_bundles WHERE trust_domain = ?1)")
+                .bind(name)
+                .fetch_one(&mut *tx.conn)
+                .await?;
+        if !exists {
+            return Ok(Err(StoreError::NotFound("bundle")));
+        }
+        let federated: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM svid_entry_federates JOIN svid_entries ON row = entry_row WHERE trust_domain = ?1",
+        )
+        .bind(name)
+        .fetch_all(&mut *tx.conn)
+        .await?;
+        match self.mode {
+            DeleteMode::Restrict if !federated.is_empty() => {
+                return Ok(Err(StoreError::BundleInUse(federated.len() as u64)));
+            }
+            DeleteMode::Restrict => {}
+            DeleteMode::Delete => drop(entries::delete(tx, &json(&federated)?).await?),
+            DeleteMode::Dissociate => dissociate(tx, name, federated).await?,
+        }
+        sqlx::query("DELETE FROM svid_bundles WHERE trust_domain = ?1")
+            .bind(name)
+            .execute(&mut *tx.conn)
+            .await?;
+        tx.log(Kind::Bundle, name);
+        Ok(Ok(()))
+    }
+}
+
+/// Takes the trust domain out of entries' lists. They get a new revision, so that agents hear of it.
+async fn dissociate(tx: &mut Tx<'_>, name: &str, ids: Vec<String>) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE svid_entries SET revision = revision + 1, data = json_set(data, '$.f',
+             (SELECT json_group_array(value) FROM json_each(data, '$.f') WHERE value != ?1))
+         WHERE row IN (SELECT entry_row FROM svid_entry_federates WHERE trust_domain = ?1)",
+    )
+    .bind(name)
+    .execute(&mut *tx.conn)
+    .await?;
+    sqlx::query("DELETE FROM svid_entry_federates WHERE trust_domain = ?1")
+        .bind(name)
+        .execute(&mut *tx.conn)
+        .await?;
+    for id in ids {
+        tx.log(Kind::Entry, id);
+    }
+    Ok(())
+}
+
+/// Marks an authority as no longer to be used, or removes one that is marked.
+pub(super) struct Discredit {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) authority: AuthorityRef,
+    pub(super) revoke: bool,
+}
+
+#[async_trait]
+impl Write for Discredit {
+    type Out = Result<Bundle, StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let name = self.trust_domain.as_str();
+        let Some(bundle) = read(tx.conn, name).await? else {
+            return Ok(Err(StoreError::NotFound("bundle")));
+        };
+        let keys = match self.keys(&bundle) {
+            Ok(keys) => keys,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let sql = match self.revoke {
+            false => {
+                "UPDATE svid_authorities SET tainted = 1 WHERE trust_domain = ?1 AND kind = ?2 AND key_id = ?3"
+            }
+            true => "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND kind = ?2 AND key_id = ?3",
+        };
+        for (kind, key_id) in keys {
+            sqlx::query(sql).bind(name).bind(kind).bind(key_id).execute(&mut *tx.conn).await?;
+        }
+        count_up(tx, name).await?;
+        changed(tx, name).await
+    }
+}
+
+impl Discredit {
+    /// The rows that are meant, checked to be in the right state: tainting is done once, and comes before revoking.
+    fn keys(&self, bundle: &Bundle) -> Result<Vec<(i64, String)>, StoreError> {
+        let (found, words): (Vec<(i64, String, bool)>, [&'static str; 3]) = match &self.authority {
+            AuthorityRef::X509(id) => (
+                bundle
+                    .x509_authorities
+                    .iter()
+                    .filter(|authority| authority.parsed().subject_key_id_hex().as_ref() == Some(id))
+                    .map(|authority| (X509, x509_key_id(authority), authority.tainted))
+                    .collect(),
+                [
+                    "ca with the provided subject key ID",
+                    "root CA is already tainted",
+                    "it is not possible to revoke an untainted root CA",
+                ],
+            ),
+            AuthorityRef::Jwt(id) => (
+                bundle
+                    .jwt_authority(id)
+                    .map(|key| (JWT, key.key_id.clone(), key.tainted))
+                    .into_iter()
+                    .collect(),
+                [
+                    "JWT Key with the provided key ID",
+                    "key is already tainted",
+                    "it is not possible to revoke an untainted key",
+                ],
+            ),
+        };
+        if found.is_empty() {
+            return Err(StoreError::NotFound(words[0]));
+        }
+        match (self.revoke, found.iter().any(|(_, _, tainted)| *tainted), found.iter().all(|(_, _, t)| *t)) {
+            (false, true, _) => Err(StoreError::Conflict(words[1])),
+            (true, _, false) => Err(StoreError::Conflict(words[2])),
+            _ => Ok(found.into_iter().map(|(kind, key_id, _)| (kind, key_id)).collect()),
+        }
+    }
+}
+
+/// Removes authorities that ended before a moment.
+pub(super) struct Prune {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) ended_before: i64,
+}
+
+#[async_trait]
+impl Write for Prune {
+    type Out = Result<bool, StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let name = self.trust_domain.as_str();
+        // A JWT key whose end is not known stays (SPIRE takes it for expired).
+        let emptied: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM svid_authorities WHERE trust_domain = ?1 GROUP BY kind
+                 HAVING count(*) = sum(expires_at > 0 AND expires_at < ?2))",
+        )
+        .bind(name)
+        .bind(self.ended_before)
+        .fetch_one(&mut *tx.conn)
+        .await?;
+        if emptied {
+            return Ok(Err(StoreError::Conflict("would prune all authorities of a kind")));
+        }
+        let done = sqlx::query(
+            "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2",
+        )
+        .bind(name)
+        .bind(self.ended_before)
+        .execute(&mut *tx.conn)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(Ok(false));
+        }
+        count_up(tx, name).await?;
+        tx.log(Kind::Bundle, name);
+        Ok(Ok(true))
+    }
+}

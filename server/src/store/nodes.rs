@@ -1,0 +1,273 @@
+//! Nodes and join tokens.
+
+use async_trait::async_trait;
+use sqlx::Row;
+use svid_core::id::SpiffeId;
+
+use super::codec::{json, node_columns, node_from_row, selectors_json};
+use super::entries::{self, Outcome, Prepared};
+use super::writer::{Tx, Write};
+use super::{Kind, NewNode, Node, StoreError};
+
+/// A token, and the alias entry that comes with it.
+pub(super) struct CreateToken {
+    pub(super) token: String,
+    pub(super) expires_at: i64,
+    pub(super) alias: Option<Prepared>,
+}
+
+#[async_trait]
+impl Write for CreateToken {
+    type Out = Result<(), StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let taken: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?1)")
+                .bind(&self.token)
+                .fetch_one(&mut *tx.conn)
+                .await?;
+        if taken {
+            return Ok(Err(StoreError::AlreadyExists("join token")));
+        }
+        if let Some(alias) = &self.alias {
+            let outcome = entries::create(tx, std::slice::from_ref(alias)).await?.pop();
+            match outcome {
+                Some(Outcome::New) => {}
+                Some(Outcome::Refused(error)) => return Ok(Err(error)),
+                Some(Outcome::Existing(_)) | None => {
+                    return Ok(Err(StoreError::AlreadyExists("alias entry")));
+                }
+            }
+        }
+        sqlx::query("INSERT INTO svid_join_tokens (token, expires_at, alias_entry) VALUES (?1, ?2, ?3)")
+            .bind(&self.token)
+            .bind(self.expires_at)
+            .bind(self.alias.as_ref().map(|alias| alias.entry.id.as_str()))
+            .execute(&mut *tx.conn)
+            .await?;
+        Ok(Ok(()))
+    }
+}
+
+/// Creates a node, or gives a node that attests again its new certificate.
+pub(super) struct Attest {
+    pub(super) node: NewNode,
+    /// Consumed in the same transaction.
+    pub(super) token: Option<String>,
+    pub(super) now: i64,
+}
+
+#[async_trait]
+impl Write for Attest {
+    type Out = Result<(), StoreError>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        // Refusals come before the first write, so that a refused attestation costs no token.
+        if let Err(refused) = self.check_node(tx).await? {
+            return Ok(Err(refused));
+        }
+        let mut alias: Option<String> = None;
+        if let Some(token) = &self.token {
+            match self.consume(tx, token).await? {
+                Ok(entry) => alias = entry,
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        self.save(tx, alias).await?;
+        tx.log(Kind::Node, self.node.id.as_str());
+        Ok(Ok(()))
+    }
+}
+
+impl Attest {
+    async fn check_node(&self, tx: &mut Tx<'_>) -> Result<Result<(), StoreError>, StoreError> {
+        let serial: Option<String> = sqlx::query_scalar("SELECT serial FROM svid_nodes WHERE spiffe_id = ?1")
+            .bind(self.node.id.as_str())
+            .fetch_optional(&mut *tx.conn)
+            .await?;
+        match serial {
+            Some(serial) if serial.is_empty() => Ok(Err(StoreError::Banned)),
+            Some(_) if !self.node.can_reattest && self.token.is_none() => Ok(Err(StoreError::CannotReattest)),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    /// One conditional write: of any number of attestations with one token, one sees the row.
+    async fn consume(
+        &self,
+        tx: &mut Tx<'_>,
+        token: &str,
+    ) -> Result<Result<Option<String>, StoreError>, StoreError> {
+        let consumed: Option<Option<String>> = sqlx::query_scalar(
+            "DELETE FROM svid_join_tokens WHERE token = ?1 AND expires_at > ?2 RETURNING alias_entry",
+        )
+        .bind(token)
+        .bind(self.now)
+        .fetch_optional(&mut *tx.conn)
+        .await?;
+        if let Some(alias) = consumed {
+            return Ok(Ok(alias));
+        }
+        let expired: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?1)")
+                .bind(token)
+                .fetch_one(&mut *tx.conn)
+                .await?;
+        Ok(Err(if expired { StoreError::TokenExpired } else { StoreError::TokenUnknown }))
+    }
+
+    async fn save(&self, tx: &mut Tx<'_>, alias: Option<String>) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO svid_nodes (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, alias_entry)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = ?2, serial = ?3, expires_at = ?4,
+                 new_serial = '', new_expires_at = 0, can_reattest = ?5, selectors = ?6,
+                 alias_entry = coalesce(?7, alias_entry)",
+        )
+        .bind(self.node.id.as_str())
+        .bind(&self.node.attestation_type)
+        .bind(&self.node.serial)
+        .bind(self.node.expires_at)
+        .bind(self.node.can_reattest)
+        .bind(selectors_json(&self.node.selectors)?)
+        .bind(alias)
+        .execute(&mut *tx.conn)
+        .await?;
+        Ok(())
+    }
+}
+
+/// A change to one node's row.
+pub(super) struct ChangeNode {
+    pub(super) id: SpiffeId,
+    pub(super) change: NodeChange,
+}
+
+pub(super) enum NodeChange {
+    /// The next serial number and the end of its certificate. Refused for a banned node.
+    Renew(String, i64),
+    /// The next serial number becomes the current one if it still is the next: a ban wins.
+    Activate(String),
+    Ban,
+    AgentVersion(String),
+}
+
+#[async_trait]
+impl Write for ChangeNode {
+    /// False if the row is not there or does not fit the change's condition.
+    type Out = bool;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
+        let query = match &self.change {
+            NodeChange::Renew(serial, ends) => sqlx::query(
+                "UPDATE svid_nodes SET new_serial = ?2, new_expires_at = ?3 WHERE spiffe_id = ?1 AND serial != ''",
+            )
+            .bind(self.id.as_str())
+            .bind(serial)
+            .bind(ends),
+            NodeChange::Activate(serial) => sqlx::query(
+                "UPDATE svid_nodes SET serial = new_serial, expires_at = new_expires_at, new_serial = '',
+                     new_expires_at = 0
+                 WHERE spiffe_id = ?1 AND new_serial = ?2 AND serial != ''",
+            )
+            .bind(self.id.as_str())
+            .bind(serial),
+            NodeChange::Ban => sqlx::query(
+                "UPDATE svid_nodes SET serial = '', new_serial = '', new_expires_at = 0 WHERE spiffe_id = ?1",
+            )
+            .bind(self.id.as_str()),
+            NodeChange::AgentVersion(version) => {
+                sqlx::query("UPDATE svid_nodes SET agent_version = ?2 WHERE spiffe_id = ?1")
+                    .bind(self.id.as_str())
+                    .bind(version)
+            }
+        };
+        let changed = query.execute(&mut *tx.conn).await?.rows_affected() > 0;
+        if changed {
+            tx.log(Kind::Node, self.id.as_str());
+        }
+        Ok(changed)
+    }
+}
+
+/// Deletes a node with the alias entry of its join token.
+pub(super) struct DeleteNode(pub(super) SpiffeId);
+
+#[async_trait]
+impl Write for DeleteNode {
+    type Out = Option<Node>;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Node>, StoreError> {
+        let Some(row) = sqlx::query(concat!(
+            "DELETE FROM svid_nodes WHERE spiffe_id = ?1 RETURNING ",
+            node_columns!(),
+            ", alias_entry"
+        ))
+        .bind(self.0.as_str())
+        .fetch_optional(&mut *tx.conn)
+        .await?
+        else {
+            return Ok(None);
+        };
+        tx.log(Kind::Node, self.0.as_str());
+        if let Some(alias) = row.try_get::<Option<String>, _>("alias_entry")? {
+            entries::delete(tx, &json(&[alias])?).await?;
+        }
+        node_from_row(&row).map(Some)
+    }
+}
+
+/// Which nodes housekeeping deletes.
+#[derive(Clone, Copy, Debug)]
+pub struct PruneNodes {
+    /// Those whose certificate ended before this moment (Unix seconds). Banned nodes stay.
+    pub expired_before: i64,
+    /// Also those that cannot attest again by themselves.
+    pub include_tofu: bool,
+    /// At most so many.
+    pub limit: u32,
+}
+
+#[async_trait]
+impl Write for PruneNodes {
+    type Out = u64;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
+        let gone = sqlx::query(
+            "DELETE FROM svid_nodes WHERE row IN (
+                 SELECT row FROM svid_nodes WHERE expires_at < ?1 AND new_expires_at < ?1 AND serial != ''
+                     AND (can_reattest OR ?2) ORDER BY expires_at LIMIT ?3)
+             RETURNING spiffe_id, alias_entry",
+        )
+        .bind(self.expired_before)
+        .bind(self.include_tofu)
+        .bind(self.limit)
+        .fetch_all(&mut *tx.conn)
+        .await?;
+        let mut aliases: Vec<String> = Vec::new();
+        for row in &gone {
+            tx.log(Kind::Node, row.try_get::<&str, _>(0)?);
+            aliases.extend(row.try_get::<Option<String>, _>(1)?);
+        }
+        entries::delete(tx, &json(&aliases)?).await?;
+        Ok(gone.len() as u64)
+    }
+}
+
+/// Deletes at most 500 tokens that ended, with their alias entries, which nobody can reach any more.
+pub(super) struct PruneTokens {
+    pub(super) expired_before: i64,
+}
+
+#[async_trait]
+impl Write for PruneTokens {
+    type Out = u64;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
+        let gone: Vec<Option<String>> = sqlx::query_scalar(
+            "DELETE FROM svid_join_tokens WHERE token IN (
+                 SELECT token FROM svid_join_tokens WHERE expires_at < ?1 LIMIT 500)
+             RETURNING alias_entry",
+        )
+        .bind(self.expired_before)
+        .fetch_all(&mut *tx.conn)
+        .await?;
+        let aliases: Vec<&String> = gone.iter().flatten().collect();
+        entries::delete(tx, &json(&aliases)?).await?;
+        Ok(gone.len() as u64)
+    }
+}
