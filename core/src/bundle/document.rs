@@ -53,7 +53,7 @@ pub struct BundleDocument {
     pub has_refresh_hint: bool,
     /// The `kid`s of WIT-SVID keys, which we read and do not use.
     pub wit_key_ids: Vec<String>,
-    /// Entries that were left out: of an unknown use or kind, or without a `kid`.
+    /// Entries that were left out: of an unknown use or kind, without a `kid`, or without a certificate.
     pub skipped: usize,
 }
 
@@ -75,7 +75,8 @@ impl BundleDocument {
         if bytes.len() > MAX_DOCUMENT_BYTES {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
-        let wire: Wire = serde_json::from_slice(bytes).map_err(|error| DocumentError::Json(error.to_string()))?;
+        let wire: Wire =
+            serde_json::from_slice(bytes).map_err(|error| DocumentError::Json(error.to_string()))?;
         let keys = wire.keys.ok_or(DocumentError::KeysMissing)?;
         let mut bundle = Bundle::empty(trust_domain.clone());
         bundle.sequence_number = wire.spiffe_sequence.unwrap_or(0);
@@ -133,9 +134,8 @@ impl BundleDocument {
     }
 
     fn add_root(&mut self, jwk: &Jwk, spki: Option<&[u8]>) -> Result<(), String> {
-        let [cert] = jwk.x5c.as_deref().unwrap_or_default() else {
-            return Err(format!("expected a single certificate; got {}", jwk.x5c.as_ref().map_or(0, Vec::len)));
-        };
+        // The root is the first value; an entry without one says nothing (X509-SVID, 6.1 and 6.2).
+        let Some(cert) = jwk.x5c.as_deref().unwrap_or_default().first() else { return self.skip() };
         let der = STANDARD.decode(cert).map_err(|_| "x5c is not base64")?;
         let root = X509Authority::from_der(&der).map_err(|error: CertError| error.to_string())?;
         if spki.is_some_and(|spki| spki != root.parsed().public_key_der()) {

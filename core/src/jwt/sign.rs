@@ -31,7 +31,12 @@ impl std::fmt::Debug for JwtSigner {
 
 impl JwtSigner {
     /// `issuer` becomes the `iss` claim where it is set and not empty.
-    pub fn new(key_id: String, signer: Arc<dyn Signer>, not_after: SystemTime, issuer: Option<String>) -> Self {
+    pub fn new(
+        key_id: String,
+        signer: Arc<dyn Signer>,
+        not_after: SystemTime,
+        issuer: Option<String>,
+    ) -> Self {
         let alg = match signer.key_type() {
             KeyType::EcP256 => "ES256",
             KeyType::EcP384 => "ES384",
@@ -81,7 +86,10 @@ pub struct JwtSvid {
 
 impl std::fmt::Debug for JwtSvid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JwtSvid").field("id", &self.id).field("expires_at", &self.expires_at).finish_non_exhaustive()
+        f.debug_struct("JwtSvid")
+            .field("id", &self.id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
     }
 }
 

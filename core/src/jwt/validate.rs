@@ -18,6 +18,8 @@ use crate::id::{SpiffeId, TrustDomain};
 
 /// Longest token we look at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
+/// The end of the year 9999 in Unix seconds.
+const LAST_SECOND: f64 = 253_402_300_799.0;
 
 /// Where the JWT keys of trust domains are found.
 pub trait JwtKeySource {
@@ -116,7 +118,10 @@ pub struct ParsedJwt {
 
 impl std::fmt::Debug for ParsedJwt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ParsedJwt").field("id", &self.id).field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("ParsedJwt")
+            .field("id", &self.id)
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -135,7 +140,8 @@ impl ParsedJwt {
         }
         let (algorithm, key_id) = read_header(&object(header, "header is not a JSON object")?)?;
         let claims = object(claims, "claims are not a JSON object")?;
-        let signature = B64.decode(signature).map_err(|_| JwtError::Malformed("signature is not base64url"))?;
+        let signature =
+            B64.decode(signature).map_err(|_| JwtError::Malformed("signature is not base64url"))?;
         let id = read_subject(&claims)?;
         let expires_at = read_date(&claims, "exp")?.ok_or(JwtError::ExpiryMissing)?;
         let audience = read_audience(&claims)?;
@@ -165,9 +171,7 @@ impl ParsedJwt {
     /// `iat` and `exp` as they claim to be; `iat` is 1970 where there is none.
     pub fn unverified_life(&self) -> crate::rotation::Life {
         let at = |seconds: f64| {
-            // Far futures are cut to what a SystemTime surely holds.
-            let seconds = seconds.clamp(0.0, 253_402_300_799.0);
-            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds as u64)
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds as u64) // `as` makes 0 of negative numbers
         };
         let issued = read_date(&self.claims, "iat").ok().flatten().unwrap_or(0.0);
         crate::rotation::Life { not_before: at(issued), not_after: at(self.expires_at) }
@@ -288,12 +292,12 @@ fn read_subject(claims: &Map<String, Value>) -> Result<SpiffeId, JwtError> {
     }
 }
 
-/// A NumericDate: seconds since 1970, whole or not (RFC 7519, 2). Null counts as absent nowhere.
+/// A NumericDate: seconds since 1970, whole or not (RFC 7519, 2), up to the year 9999. Null does not count as absent.
 fn read_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<f64>, JwtError> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::Number(number)) => match number.as_f64() {
-            Some(seconds) if seconds.is_finite() => Ok(Some(seconds)),
+            Some(seconds) if seconds <= LAST_SECOND => Ok(Some(seconds)),
             _ => Err(JwtError::Claim(name)),
         },
         Some(_) => Err(JwtError::Claim(name)),

@@ -74,7 +74,9 @@ pub(super) fn check_ca(cert: &ParsedCert) -> Result<(), IssueError> {
         return Err(IssueError::CaProfile("keyCertSign key usage must be set"));
     }
     if usage.bits & !CERT_SIGN_CRL_SIGN_DIGITAL_SIGNATURE != 0 {
-        return Err(IssueError::CaProfile("only keyCertSign, cRLSign, or digitalSignature key usage can be set"));
+        return Err(IssueError::CaProfile(
+            "only keyCertSign, cRLSign, or digitalSignature key usage can be set",
+        ));
     }
     Ok(())
 }
@@ -138,7 +140,11 @@ pub fn self_signed_ca(
 /// A CSR for a CA certificate of `trust_domain`, to be sent to an upstream authority.
 /// # Errors
 /// [`KeyError::Sign`].
-pub fn ca_csr(trust_domain: &TrustDomain, subject: &CaSubject, signer: &dyn Signer) -> Result<Vec<u8>, KeyError> {
+pub fn ca_csr(
+    trust_domain: &TrustDomain,
+    subject: &CaSubject,
+    signer: &dyn Signer,
+) -> Result<Vec<u8>, KeyError> {
     csr::make_csr_for(signer, &subject.to_der(None), Some(trust_domain.id().as_str()), &[])
 }
 

@@ -89,6 +89,7 @@ pub struct ParsedCert {
     uri_sans: Vec<String>,
     dns_sans: Vec<String>,
     is_ca: bool,
+    path_len: Option<u32>,
     key_usage: Option<KeyUsage>,
     server_auth: bool,
     client_auth: bool,
@@ -119,6 +120,7 @@ impl ParsedCert {
             uri_sans: Vec::new(),
             dns_sans: Vec::new(),
             is_ca: false,
+            path_len: None,
             key_usage: None,
             server_auth: false,
             client_auth: false,
@@ -140,9 +142,14 @@ impl ParsedCert {
             }
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => {
-                    san.general_names.iter().for_each(|name| read_san(name, &mut self.uri_sans, &mut self.dns_sans));
+                    san.general_names
+                        .iter()
+                        .for_each(|name| read_san(name, &mut self.uri_sans, &mut self.dns_sans));
                 }
-                ParsedExtension::BasicConstraints(constraints) => self.is_ca = constraints.ca,
+                ParsedExtension::BasicConstraints(constraints) => {
+                    self.is_ca = constraints.ca;
+                    self.path_len = constraints.path_len_constraint;
+                }
                 ParsedExtension::KeyUsage(usage) => {
                     self.key_usage = Some(KeyUsage { bits: usage.flags, critical: extension.critical });
                 }
@@ -209,6 +216,11 @@ impl ParsedCert {
     /// Whether basicConstraints says CA.
     pub fn is_ca(&self) -> bool {
         self.is_ca
+    }
+
+    /// The path length constraint, if present.
+    pub fn path_len(&self) -> Option<u32> {
+        self.path_len
     }
 
     /// The KeyUsage extension, if present.
@@ -280,7 +292,9 @@ pub(super) fn read_san(name: &GeneralName<'_>, uris: &mut Vec<String>, dns: &mut
     match name {
         GeneralName::URI(uri) => uris.push((*uri).to_owned()),
         GeneralName::DNSName(name) => dns.push((*name).to_owned()),
-        GeneralName::Invalid(tag, bytes) if tag.0 == URI_TAG => uris.push(String::from_utf8_lossy(bytes).into_owned()),
+        GeneralName::Invalid(tag, bytes) if tag.0 == URI_TAG => {
+            uris.push(String::from_utf8_lossy(bytes).into_owned())
+        }
         _ => {}
     }
 }
@@ -351,7 +365,10 @@ mod tests {
     #[test]
     fn refuses_what_is_no_certificate() {
         assert_eq!(ParsedCert::from_der(&[]).err(), Some(CertError::Malformed));
-        assert_eq!(ParsedCert::from_der(&vec![0; MAX_CERT_BYTES + 1]).err(), Some(CertError::TooLarge(65_537)));
+        assert_eq!(
+            ParsedCert::from_der(&vec![0; MAX_CERT_BYTES + 1]).err(),
+            Some(CertError::TooLarge(65_537))
+        );
         assert_eq!(split_der_chain(&[]).err(), Some(CertError::Empty));
         assert_eq!(split_der_chain(&[0x30, 0x80, 0, 0]).err(), Some(CertError::Malformed));
     }

@@ -258,7 +258,8 @@ fn read(der: &[u8]) -> Result<X509CertificationRequest<'_>, CsrError> {
 
 fn verify_signature(csr: &X509CertificationRequest<'_>, key: &PublicKey) -> Result<(), CsrError> {
     let signed = csr.certification_request_info.raw;
-    signature::verify(key, &csr.signature_algorithm, signed, &csr.signature_value.data).ok_or(CsrError::Signature)
+    signature::verify(key, &csr.signature_algorithm, signed, &csr.signature_value.data)
+        .ok_or(CsrError::Signature)
 }
 
 /// Writes a SubjectAlternativeName extension: the URI first, then DNS names.

@@ -85,8 +85,10 @@ impl Writer {
 
     /// A directory string: PrintableString where the text allows, else UTF8String, as Go chooses.
     pub(super) fn text(&mut self, text: &str) {
-        let printable =
-            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b' ' | b'\'' | b'(' | b')' | b'+'..=b'/' | b':' | b'=' | b'?');
+        let printable = |b: u8| {
+            b.is_ascii_alphanumeric()
+                || matches!(b, b' ' | b'\'' | b'(' | b')' | b'+'..=b'/' | b':' | b'=' | b'?')
+        };
         let tag = if text.bytes().all(printable) { PRINTABLE_STRING } else { UTF8_STRING };
         self.bytes(tag, text.as_bytes());
     }

@@ -111,7 +111,10 @@ pub struct Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("id", &self.id_hex()).field("life", &self.life()).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("id", &self.id_hex())
+            .field("life", &self.life())
+            .finish_non_exhaustive()
     }
 }
 
@@ -298,7 +301,12 @@ fn is_dns_text(name: &str) -> bool {
 }
 
 /// A leaf's validity: back-dated for clocks that lag, capped at every given end, in whole seconds.
-fn leaf_life(ttl: Duration, limit: Option<SystemTime>, ca: Life, now: SystemTime) -> Result<Life, IssueError> {
+fn leaf_life(
+    ttl: Duration,
+    limit: Option<SystemTime>,
+    ca: Life,
+    now: SystemTime,
+) -> Result<Life, IssueError> {
     if ca.is_over(now) {
         return Err(IssueError::AuthorityExpired);
     }
@@ -312,7 +320,8 @@ pub(super) fn capped_life(ttl: Duration, cap: SystemTime, now: SystemTime) -> Re
     if left.is_zero() {
         return Err(IssueError::NoLife);
     }
-    let not_before = now.checked_sub(rotation::back_date(left)).and_then(whole_seconds).ok_or(IssueError::Time)?;
+    let not_before =
+        now.checked_sub(rotation::back_date(left)).and_then(whole_seconds).ok_or(IssueError::Time)?;
     Ok(Life { not_before, not_after })
 }
 

@@ -19,7 +19,12 @@ const RSA_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b
 const RSA_SHA384: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0c];
 const RSA_SHA512: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0d];
 /// Checks a signature by `key`. `None` if it is not by this key, or of an algorithm we do not take.
-pub(super) fn verify(key: &PublicKey, id: &AlgorithmIdentifier<'_>, signed: &[u8], signature: &[u8]) -> Option<()> {
+pub(super) fn verify(
+    key: &PublicKey,
+    id: &AlgorithmIdentifier<'_>,
+    signed: &[u8],
+    signature: &[u8],
+) -> Option<()> {
     let alg = algorithm(key.kind(), id)?;
     sig::UnparsedPublicKey::new(alg, key.bytes()).verify(signed, signature).ok()
 }
@@ -29,10 +34,14 @@ pub(super) fn verify_cert(der: &[u8], issuer_spki: &[u8]) -> Result<(), IssueErr
     let (_, cert) = X509Certificate::from_der(der).map_err(|_| CertError::Malformed)?;
     let key = PublicKey::from_spki(issuer_spki)?;
     let signed = cert.tbs_certificate.as_ref();
-    verify(&key, &cert.signature_algorithm, signed, &cert.signature_value.data).ok_or(IssueError::Differs("signature"))
+    verify(&key, &cert.signature_algorithm, signed, &cert.signature_value.data)
+        .ok_or(IssueError::Differs("signature"))
 }
 
-fn algorithm(kind: PublicKeyKind, id: &AlgorithmIdentifier<'_>) -> Option<&'static dyn sig::VerificationAlgorithm> {
+fn algorithm(
+    kind: PublicKeyKind,
+    id: &AlgorithmIdentifier<'_>,
+) -> Option<&'static dyn sig::VerificationAlgorithm> {
     use PublicKeyKind::{EcP256, EcP384, Rsa};
     Some(match (kind, id.algorithm.as_bytes()) {
         (EcP256, ECDSA_SHA256) => &sig::ECDSA_P256_SHA256_ASN1,

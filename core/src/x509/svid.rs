@@ -22,6 +22,9 @@ pub enum SvidError {
     /// The leaf may sign certificates (X509-SVID, 5.2).
     #[error("leaf certificate must not have CA flag set to true")]
     LeafIsCa,
+    /// The leaf limits the paths below it, which only a CA can (RFC 5280, 4.2.1.9).
+    #[error("leaf certificate must not have a path length constraint")]
+    LeafPathLen,
     /// The leaf may not sign handshakes (X509-SVID, 4.3).
     #[error("leaf certificate must have 'digitalSignature' set as key usage")]
     LeafDigitalSignature,
@@ -107,6 +110,9 @@ pub(super) fn check_leaf(leaf: &ParsedCert) -> Result<SpiffeId, SvidError> {
     }
     if leaf.is_ca() {
         return Err(SvidError::LeafIsCa);
+    }
+    if leaf.path_len().is_some() {
+        return Err(SvidError::LeafPathLen);
     }
     let usage = leaf.key_usage().unwrap_or(KeyUsage { bits: 0, critical: false });
     if usage.key_cert_sign() {

@@ -72,20 +72,28 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// The X.509 roots of a bundle.
+    /// The X.509 roots of a bundle. Certificates that are no CA cannot vouch for others and are left out.
     pub fn from_bundle(bundle: &Bundle) -> Self {
-        let anchors = bundle.x509_authorities.iter().filter_map(|root| anchor(root.der()).ok()).collect();
+        let authorities = bundle.x509_authorities.iter().filter(|root| root.parsed().is_ca());
+        let anchors = authorities.filter_map(|root| anchor(root.der()).ok()).collect();
         Self { trust_domain: Some(bundle.trust_domain.clone()), anchors }
     }
 
-    /// Roots of a trust domain that come without a bundle, such as an agent's bootstrap certificates.
+    /// Roots of a trust domain that come without a bundle, such as an agent's bootstrap certificates. What is no CA is
+    /// left out.
     /// # Errors
     /// [`CertError`] if one is no certificate.
     pub fn for_trust_domain<C: AsRef<[u8]>>(
         trust_domain: &TrustDomain,
         ders: impl IntoIterator<Item = C>,
     ) -> Result<Self, CertError> {
-        Ok(Self { trust_domain: Some(trust_domain.clone()), ..Self::from_ders(ders)? })
+        let mut anchors = Vec::new();
+        for der in ders {
+            if ParsedCert::from_der(der.as_ref())?.is_ca() {
+                anchors.push(anchor(der.as_ref())?);
+            }
+        }
+        Ok(Self { trust_domain: Some(trust_domain.clone()), anchors })
     }
 
     /// Roots of no trust domain, for [`verify_path`] only: [`verify`] refuses every chain with them.
@@ -144,7 +152,11 @@ impl VerifiedPeer {
 /// Verifies a chain, leaf first, as an X509-SVID of the roots' trust domain at `now`.
 /// # Errors
 /// [`VerifyError`]; nothing of the peer's claims can be used then.
-pub fn verify<C: AsRef<[u8]>>(chain: &[C], roots: &Roots, now: SystemTime) -> Result<VerifiedPeer, VerifyError> {
+pub fn verify<C: AsRef<[u8]>>(
+    chain: &[C],
+    roots: &Roots,
+    now: SystemTime,
+) -> Result<VerifiedPeer, VerifyError> {
     let leaf = read_leaf(chain)?;
     let id = svid::check_leaf(&leaf)?;
     if roots.trust_domain.as_ref().is_none_or(|trust_domain| !id.is_member_of(trust_domain)) {
@@ -158,7 +170,11 @@ pub fn verify<C: AsRef<[u8]>>(chain: &[C], roots: &Roots, now: SystemTime) -> Re
 /// needs. Gives the leaf's facts; extended key usages are not looked at.
 /// # Errors
 /// [`VerifyError`], never [`VerifyError::WrongTrustDomain`].
-pub fn verify_path<C: AsRef<[u8]>>(chain: &[C], roots: &Roots, now: SystemTime) -> Result<ParsedCert, VerifyError> {
+pub fn verify_path<C: AsRef<[u8]>>(
+    chain: &[C],
+    roots: &Roots,
+    now: SystemTime,
+) -> Result<ParsedCert, VerifyError> {
     let leaf = read_leaf(chain)?;
     build_path(chain, roots, now)?;
     Ok(leaf)
@@ -205,7 +221,9 @@ impl ExtendedKeyUsageValidator for AnyUsage {
 fn path_error(error: webpki::Error) -> VerifyError {
     match error {
         // A root of the same name with another key is not the one that signed: to the caller both mean the same.
-        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => VerifyError::UnknownAuthority,
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+            VerifyError::UnknownAuthority
+        }
         webpki::Error::CertExpired { .. } => VerifyError::Expired,
         webpki::Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
         other => VerifyError::Path(other.to_string()),
