@@ -104,7 +104,7 @@ fn trust_domains() {
 }
 
 /// A key source with one key `k1`, and a function that signs any header and claims with it.
-fn signed_by_k1(header: &str, claims: &str) -> (String, Bundle) {
+fn signed_by_k1(header: &str, claims: &str) -> (String, Arc<Bundle>) {
     let key = LocalKey::generate(KeyType::EcP256).unwrap();
     let mut bundle = Bundle::empty("example.org".parse().unwrap());
     bundle.jwt_authorities.push(JwtAuthority {
@@ -115,7 +115,7 @@ fn signed_by_k1(header: &str, claims: &str) -> (String, Bundle) {
     });
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
     let signature = URL_SAFE_NO_PAD.encode(key.sign_jws(signed.as_bytes()).unwrap());
-    (format!("{signed}.{signature}"), bundle)
+    (format!("{signed}.{signature}"), Arc::new(bundle))
 }
 
 fn raw_or_json(vector: &Value, member: &str) -> String {

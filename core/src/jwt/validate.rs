@@ -33,9 +33,9 @@ impl JwtKeySource for HashMap<TrustDomain, Arc<Bundle>> {
     }
 }
 
-impl JwtKeySource for Bundle {
+impl JwtKeySource for Arc<Bundle> {
     fn bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
-        (*trust_domain == self.trust_domain).then(|| Arc::new(self.clone()))
+        (*trust_domain == self.trust_domain).then(|| self.clone())
     }
 }
 

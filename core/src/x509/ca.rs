@@ -29,12 +29,12 @@ impl Default for CaSubject {
 }
 
 impl CaSubject {
-    fn to_der(&self, serial: Option<&str>) -> Vec<u8> {
+    fn to_der(&self, serial: &str) -> Vec<u8> {
         let mut attributes: Vec<(u8, &str)> = Vec::new();
         attributes.extend(self.country.iter().map(|value| (COUNTRY, value.as_str())));
         attributes.extend(self.organization.iter().map(|value| (ORGANIZATION, value.as_str())));
         attributes.extend((!self.common_name.is_empty()).then_some((COMMON_NAME, self.common_name.as_str())));
-        attributes.extend(serial.map(|serial| (SERIAL_NUMBER, serial)));
+        attributes.push((SERIAL_NUMBER, serial));
         name::build(&attributes)
     }
 }
@@ -119,7 +119,7 @@ pub fn self_signed_ca(
     now: SystemTime,
 ) -> Result<Vec<u8>, IssueError> {
     let serial = issue::new_serial()?;
-    let subject = subject.to_der(Some(&cert::decimal(&serial)));
+    let subject = subject.to_der(&cert::decimal(&serial));
     let public_key = PublicKey::of(signer)?;
     let parts = TbsParts {
         serial: &serial,
@@ -137,19 +137,21 @@ pub fn self_signed_ca(
     Ok(der)
 }
 
-/// A CSR for a CA certificate of `trust_domain`, to be sent to an upstream authority.
+/// A CSR for a CA certificate of `trust_domain`, to be sent to an upstream authority. Its subject gets a random serial
+/// number as an attribute, so that each CA has a name of its own.
 /// # Errors
-/// [`KeyError::Sign`].
+/// [`KeyError::Sign`] or [`KeyError::Generate`].
 pub fn ca_csr(
     trust_domain: &TrustDomain,
     subject: &CaSubject,
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, KeyError> {
-    csr::make_csr_for(signer, &subject.to_der(None), Some(trust_domain.id().as_str()), &[])
+    let serial = cert::decimal(&issue::new_serial()?);
+    csr::make_csr_for(signer, &subject.to_der(&serial), Some(trust_domain.id().as_str()), &[])
 }
 
-/// Signs a CA certificate below `parent` (DER). `subject` is the CSR's Name; the serial number is added where it has
-/// none, as SPIRE's upstream authority from disk does.
+/// Signs a CA certificate below `parent` (DER). `subject` is the CSR's Name, kept as it is; where it has no serial
+/// number, that of the certificate is added.
 /// # Errors
 /// [`IssueError`].
 pub fn sign_ca(

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::Oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
@@ -161,7 +162,7 @@ impl ParsedCert {
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
                 }
-                ParsedExtension::ParseError { .. } => return Err(CertError::Malformed),
+                ParsedExtension::ParseError { .. } if is_used(&extension.oid) => return Err(CertError::Malformed),
                 _ => {}
             }
         }
@@ -268,6 +269,20 @@ impl ParsedCert {
             _ => Err(CertError::ManyUris),
         }
     }
+}
+
+/// The extensions whose content we read. Others may be as odd as corporate roots have them.
+fn is_used(oid: &Oid<'_>) -> bool {
+    use x509_parser::oid_registry as known;
+    [
+        known::OID_X509_EXT_SUBJECT_ALT_NAME,
+        known::OID_X509_EXT_BASIC_CONSTRAINTS,
+        known::OID_X509_EXT_KEY_USAGE,
+        known::OID_X509_EXT_EXTENDED_KEY_USAGE,
+        known::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER,
+        known::OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER,
+    ]
+    .contains(oid)
 }
 
 fn life(cert: &X509Certificate<'_>) -> Result<Life, CertError> {

@@ -105,7 +105,7 @@ pub struct Authority {
     cert: ParsedCert,
     chain: Vec<Vec<u8>>,
     key_id: Vec<u8>,
-    /// The two subjects that nearly all leaves have, in DER.
+    /// C=US, O=SPIRE in DER, the subject that nearly all leaves have.
     spire_subject: Vec<u8>,
 }
 
