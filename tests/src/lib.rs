@@ -1,1 +1,43 @@
-//! Whole-system scenarios against the real binaries.
+//! What the whole-system scenarios stand on: real binaries in fresh directories, on free ports, speaking public interfaces.
+//!
+//! Everything started here ends when its handle is dropped, and nothing waits by sleeping: logs are read as they are written.
+
+pub mod agent;
+pub mod client;
+pub mod envoy;
+pub mod pki;
+pub mod process;
+pub mod server;
+
+pub use agent::{Agent, AgentOptions};
+pub use process::Process;
+pub use server::{Server, ServerOptions};
+
+/// The trust domain of every scenario that does not say otherwise.
+pub const TRUST_DOMAIN: &str = "example.org";
+
+/// Longest time that anything awaited may take on a loaded machine with two cores.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Installs the crypto provider; every test calls it first, through the builders or by hand.
+pub fn init() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    });
+}
+
+/// A TCP port of the loopback address that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind a free port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// True if foreign clients (Envoy, Python, Go) are to run: `./test` says so. Prints what is left out otherwise.
+pub fn interop(what: &str) -> bool {
+    let on = std::env::var_os("SVID_TEST_INTEROP").is_some();
+    if !on {
+        println!("skipped: {what}; run ./test without --quick");
+    }
+    on
+}

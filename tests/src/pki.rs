@@ -1,0 +1,48 @@
+//! Throw-away certificate authorities for scenarios.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType};
+
+/// A CA of the scenario's own.
+pub struct TestCa(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate with its key.
+pub struct TestCert {
+    /// The certificate in PEM.
+    pub cert_pem: String,
+    /// The certificate in DER.
+    pub cert_der: Vec<u8>,
+    /// The key in PEM.
+    pub key_pem: String,
+    /// The key in PKCS#8 DER.
+    pub key_der: Vec<u8>,
+}
+
+impl TestCa {
+    /// A CA with this common name.
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("sign"))
+    }
+
+    /// The CA's certificate in PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A leaf with this common name and these URI names.
+    pub fn leaf(&self, name: &str, uris: &[&str]) -> TestCert {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ascii"))).collect();
+        let key = KeyPair::generate().expect("key");
+        let cert = params.signed_by(&key, &self.0).expect("sign");
+        TestCert { cert_pem: cert.pem(), cert_der: cert.der().to_vec(), key_pem: key.serialize_pem(), key_der: key.serialize_der() }
+    }
+}

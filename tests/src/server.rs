@@ -1,0 +1,166 @@
+//! A real svid-server in a directory of its own.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::process::{Output, Process, bin, run};
+use crate::{TRUST_DOMAIN, free_port, init};
+
+/// What differs from scenario to scenario.
+#[derive(Clone, Default)]
+pub struct ServerOptions {
+    /// Lines for the `server {}` block.
+    pub server: String,
+    /// Blocks for `plugins {}`, besides datastore, key manager and join_token.
+    pub plugins: String,
+    /// Blocks at the top level: telemetry, health_checks.
+    pub top: String,
+    /// Another trust domain than [`TRUST_DOMAIN`].
+    pub trust_domain: Option<String>,
+}
+
+/// A running server.
+pub struct Server {
+    dir: TempDir,
+    /// TCP port of the agent-facing API.
+    pub port: u16,
+    /// The trust domain.
+    pub trust_domain: String,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Starts a server with the usual configuration.
+    pub async fn start() -> Self {
+        Self::start_with(ServerOptions::default()).await
+    }
+
+    /// Starts a server and waits until it serves on both sockets.
+    pub async fn start_with(options: ServerOptions) -> Self {
+        init();
+        let dir = TempDir::with_prefix("svid-server-").expect("temporary directory");
+        let trust_domain = options.trust_domain.clone().unwrap_or_else(|| TRUST_DOMAIN.to_owned());
+        let mut server = Self { dir, port: free_port(), trust_domain, process: None };
+        server.write_config(&options);
+        server.spawn().await;
+        server
+    }
+
+    /// Writes the configuration of the next start.
+    pub fn write_config(&self, options: &ServerOptions) {
+        let text = format!(
+            r#"server {{
+    bind_address = "127.0.0.1"
+    bind_port = "{port}"
+    socket_path = "{socket}"
+    trust_domain = "{td}"
+    data_dir = "{dir}/data"
+    log_level = "DEBUG"
+    ratelimit {{ attestation = false signing = false }}
+    {server}
+}}
+plugins {{
+    DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{dir}/data/datastore.sqlite3" }} }}
+    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/data/keys.json" }} }}
+    {plugins}
+}}
+{top}
+"#,
+            port = self.port,
+            socket = self.socket().display(),
+            td = self.trust_domain,
+            dir = self.path().display(),
+            server = options.server,
+            plugins = options.plugins,
+            top = options.top,
+        );
+        std::fs::write(self.config(), text).expect("write the configuration");
+    }
+
+    async fn spawn(&mut self) {
+        let mut process = self.launch();
+        process.wait_for_lines("Starting Server APIs", 2).await;
+        self.process = Some(process);
+    }
+
+    /// Starts the program without waiting for anything.
+    pub fn launch(&self) -> Process {
+        Process::start("svid-server", Command::new(bin("svid-server")).arg("run").arg("-config").arg(self.config()))
+    }
+
+    /// Starts again after [`Server::kill`] or [`Server::stop`].
+    pub async fn restart(&mut self) {
+        self.spawn().await;
+    }
+
+    /// kill -9.
+    pub async fn kill(&mut self) {
+        self.process.take().expect("running").kill().await;
+    }
+
+    /// SIGTERM, and a clean end.
+    pub async fn stop(&mut self) {
+        self.process.take().expect("running").stop().await;
+    }
+
+    /// The running program.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("running")
+    }
+
+    /// The server's directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.path().join("server.conf")
+    }
+
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("api.sock")
+    }
+
+    /// A SPIFFE ID of the trust domain.
+    pub fn id(&self, path: &str) -> String {
+        format!("spiffe://{}{path}", self.trust_domain)
+    }
+
+    /// Runs a CLI verb against this server.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        let socket = self.socket().display().to_string();
+        let args: Vec<&str> = args.iter().copied().chain(["-socketPath", &socket]).collect();
+        run("svid-server", &args).await
+    }
+
+    /// A fresh join token whose agent is also known as `/host`.
+    pub async fn token(&self) -> String {
+        self.token_for("/host").await
+    }
+
+    /// A fresh join token whose agent is also known as `alias`.
+    pub async fn token_for(&self, alias: &str) -> String {
+        let out = self.cli(&["token", "generate", "-spiffeID", &self.id(alias)]).await.ok();
+        let value = out.lines().find_map(|line| line.strip_prefix("Token: ")).expect("a token");
+        value.trim().to_owned()
+    }
+
+    /// The trust bundle in PEM, as operators hand it to agents.
+    pub async fn bundle_pem(&self) -> String {
+        self.cli(&["bundle", "show"]).await.ok()
+    }
+
+    /// Registers a workload below `/host` and returns the entry's ID.
+    pub async fn entry(&self, path: &str, selector: &str, more: &[&str]) -> String {
+        let (parent, id) = (self.id("/host"), self.id(path));
+        let args = [&["entry", "create", "-parentID", &parent, "-spiffeID", &id, "-selector", selector], more].concat();
+        let out = self.cli(&args).await.ok();
+        let line = out.lines().find(|line| line.starts_with("Entry ID")).expect("an entry");
+        line.split_once(": ").expect("a value").1.trim().to_owned()
+    }
+}

@@ -1,0 +1,6 @@
+//! Whole-system scenarios: what an honest user does, against the real binaries.
+
+mod cli;
+mod entries;
+mod mainline;
+mod restart;
