@@ -33,7 +33,7 @@ pub(crate) fn load(config: &DiskConfig, trust_domain: &TrustDomain, now: SystemT
     let roots = match &config.bundle_file_path {
         Some(path) => read_certs(path)
             .map_err(|error| PluginError::invalid(format!("unable to load upstream CA bundle: {error}")))?,
-        None if certs.len() == 1 => certs.clone(),
+        None if certs.len() == 1 && is_self_issued(&certs[0]) => certs.clone(),
         None => {
             return Err(PluginError::invalid(
                 "with no bundle_file_path configured only self-signed CAs are supported",
@@ -47,6 +47,11 @@ pub(crate) fn load(config: &DiskConfig, trust_domain: &TrustDomain, now: SystemT
     let roots = roots.iter().map(|der| X509Authority::from_der(der)).collect::<Result<_, _>>();
     let roots = roots.map_err(|error| refuse(&error.to_string()))?;
     Ok(Loaded { ca_cert, signer, intermediates, roots })
+}
+
+/// A root names itself as its issuer; verifiers look no further than that at their anchors either.
+fn is_self_issued(cert: &[u8]) -> bool {
+    ParsedCert::from_der(cert).is_ok_and(|cert| cert.subject_der() == cert.issuer_der())
 }
 
 fn refuse(rule: &str) -> PluginError {

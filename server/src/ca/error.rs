@@ -3,7 +3,7 @@
 use svid_core::jwt::JwtError;
 use svid_core::key::KeyError;
 use svid_core::x509::{CertError, IssueError, SvidError, VerifyError};
-use svid_plugin_api::PluginError;
+use svid_plugin_api::{PluginCode, PluginError};
 
 use super::store::CaStoreError;
 
@@ -79,4 +79,16 @@ pub enum CaError {
     /// The task that rotates authorities has ended: the server is shutting down.
     #[error("CA manager is not running")]
     Stopped,
+}
+
+impl CaError {
+    /// True if the same request may succeed later without a change to it.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::NoX509Authority | Self::NoJwtAuthority | Self::UpstreamTimeout(_) | Self::Stopped => true,
+            Self::Store(error) => error.is_unavailable,
+            Self::Plugin(error) => error.code == PluginCode::Unavailable,
+            _ => false,
+        }
+    }
 }

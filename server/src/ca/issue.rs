@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use svid_core::entry::EntrySpec;
 use svid_core::id::SpiffeId;
-use svid_core::jwt::{JwtSvid, sign_jwt_svid};
+use svid_core::jwt::{JwtSvid, new_jti, sign_jwt_svid};
 use svid_core::key::{KeyType, LocalKey};
 use svid_core::x509::{
-    Authority, CaTemplate, CertChain, IssueError, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid,
+    Authority, CaTemplate, IssueError, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid,
 };
 
 use super::{Ca, CaError};
@@ -63,6 +63,13 @@ impl<'a> JwtSvidRequest<'a> {
             not_after_limit: expiry(spec.expires_at),
         }
     }
+}
+
+/// An intermediate CA for a nested server.
+#[derive(Clone, Debug)]
+pub struct DownstreamCa {
+    /// Its certificate in DER, then what leads to the root, without the root.
+    pub chain: Vec<Vec<u8>>,
 }
 
 fn seconds(ttl: i32) -> Duration {
@@ -154,8 +161,7 @@ impl Ca {
         Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
     }
 
-    /// Signs an intermediate CA for a nested server, with what leads to the root behind it. `ttl` zero asks for as
-    /// long as `ca_ttl`; it ends with its entry or its authority at the latest.
+    /// Signs an intermediate CA for a nested server. `ttl` zero asks for as long as `ca_ttl`; it ends with its entry or its authority at the latest.
     /// # Errors
     /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
     pub fn sign_downstream_ca(
@@ -164,11 +170,12 @@ impl Ca {
         ttl: Duration,
         not_after_limit: Option<SystemTime>,
         now: SystemTime,
-    ) -> Result<CertChain, CaError> {
+    ) -> Result<DownstreamCa, CaError> {
         let ttl = capped(or_default(ttl, self.config.ca_ttl), not_after_limit, now)?;
         let template = CaTemplate { trust_domain: self.config.trust_domain.clone(), public_key, ttl };
         let snapshot = self.snapshot();
-        Ok(snapshot.x509_authority(now)?.issue_downstream_ca(template, now)?)
+        let chain = snapshot.x509_authority(now)?.issue_downstream_ca(template, now)?;
+        Ok(DownstreamCa { chain: chain.to_ders() })
     }
 
     /// Signs a JWT-SVID. It ends with its TTL, its entry or its key, whichever is first.
@@ -182,7 +189,8 @@ impl Ca {
         let ttl = capped(ttl, request.not_after_limit, now)?;
         let snapshot = self.snapshot();
         let key = snapshot.jwt_authority(now)?;
-        Ok(sign_jwt_svid(key, request.id, request.audience, ttl, now, request.include_jti)?)
+        let jti = request.include_jti.then(new_jti);
+        Ok(sign_jwt_svid(key, request.id, request.audience, ttl, now, jti.as_deref())?)
     }
 
     /// Signs an SVID that nobody gets, to see whether signing works.

@@ -102,12 +102,7 @@ impl Loader<'_> {
         if self.bundle.and_then(|bundle| bundle.jwt_authority(kid)).is_none() {
             return Err(NOT_IN_BUNDLE);
         }
-        Ok(JwtSigner {
-            kid: kid.to_owned(),
-            signer: signer.clone(),
-            not_after,
-            issuer: self.jwt_issuer.map(str::to_owned),
-        })
+        Ok(JwtSigner::new(kid.to_owned(), signer.clone(), not_after, self.jwt_issuer.map(str::to_owned)))
     }
 
     fn bundle_has_root(&self, der: &[u8]) -> bool {

@@ -232,15 +232,15 @@ impl Manager {
         tracing::debug!(%slot, "Preparing JWT key");
         let signer = self.keys.generate(slot.key_id(AuthorityKind::Jwt), self.config.jwt_key_type).await?;
         let not_after = now + self.config.ca_ttl;
-        let key = JwtSigner { kid: new_kid()?, signer, not_after, issuer: self.config.jwt_issuer.clone() };
+        let key = JwtSigner::new(new_kid()?, signer, not_after, self.config.jwt_issuer.clone());
         let published = JwtAuthority {
-            key_id: key.kid.clone(),
-            public_key: key.signer.public_key_der().into(),
+            key_id: key.key_id().to_owned(),
+            public_key: key.public_key_der().into(),
             expires_at: unix_seconds(not_after),
             tainted: false,
         };
         self.store.append_to_bundle(&[], std::slice::from_ref(&published)).await?;
-        let info = new_info(slot, now, not_after, key.kid.clone());
+        let info = new_info(slot, now, not_after, key.key_id().to_owned());
         let mut journal = self.journal.clone();
         journal.append_jwt(&info, &published.public_key);
         self.save(journal).await?;
@@ -269,7 +269,7 @@ impl Manager {
 
     /// Saves a journal, and keeps it once it is saved.
     async fn save(&mut self, journal: Journal) -> Result<(), CaError> {
-        self.store.save_journal(&journal.encode(), journal.active_x509()).await?;
+        self.store.save_journal(&journal.encode()).await?;
         self.journal = journal;
         Ok(())
     }

@@ -18,6 +18,7 @@ mod server_svid;
 mod slots;
 mod snapshot;
 mod store;
+mod store_adapter;
 mod task;
 
 #[cfg(test)]
@@ -35,11 +36,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{CaConfig, CaSubject, DEFAULT_CA_TTL, DEFAULT_JWT_SVID_TTL, DEFAULT_X509_SVID_TTL};
 pub use error::CaError;
-pub use issue::{JwtSvidRequest, X509SvidRequest};
+pub use issue::{DownstreamCa, JwtSvidRequest, X509SvidRequest};
 pub use server_svid::ServerIdentity;
 pub use slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Slots, Status};
 pub use snapshot::{AuthorityState, CaSnapshot, RotationHealth, UNHEALTHY_FAILURES};
 pub use store::{CaStore, CaStoreError};
+pub use store_adapter::StoredCa;
 
 use manager::{Command, Manager, Operation};
 

@@ -9,13 +9,17 @@ use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 
 /// The store's refusal, in its own words.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct CaStoreError(Arc<dyn Error + Send + Sync>);
+#[error("{error}")]
+pub struct CaStoreError {
+    error: Arc<dyn Error + Send + Sync>,
+    /// The same call may succeed later.
+    pub is_unavailable: bool,
+}
 
 impl CaStoreError {
     /// Wraps the store's error, or a text.
-    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>, is_unavailable: bool) -> Self {
+        Self { error: Arc::from(error.into()), is_unavailable }
     }
 }
 
@@ -24,8 +28,8 @@ impl CaStoreError {
 pub trait CaStore: Send + Sync {
     /// This server's journal, as last saved.
     async fn load_journal(&self) -> Result<Option<Vec<u8>>, CaStoreError>;
-    /// Replaces this server's journal. `active_x509_authority` (key ID in hex) is what SPIRE finds its journal by.
-    async fn save_journal(&self, journal: &[u8], active_x509_authority: &str) -> Result<(), CaStoreError>;
+    /// Replaces this server's journal.
+    async fn save_journal(&self, journal: &[u8]) -> Result<(), CaStoreError>;
     /// The trust domain's own bundle.
     async fn bundle(&self) -> Result<Option<Bundle>, CaStoreError>;
     /// Adds authorities to the bundle; those that are there already stay as they are.

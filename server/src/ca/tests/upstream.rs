@@ -1,0 +1,107 @@
+//! Authorities that an upstream signs.
+
+use async_trait::async_trait;
+use svid_core::bundle::X509Authority;
+use svid_core::pem::{certs_to_pem, key_to_pem};
+use svid_core::x509::ca::self_signed_ca;
+use svid_plugin_api::{MintedCa, PluginError};
+use svid_upstream_disk::{DiskConfig, UpstreamDisk};
+
+use super::*;
+
+struct Root {
+    dir: tempfile::TempDir,
+    cert: Vec<u8>,
+}
+
+fn root() -> Root {
+    let dir = tempfile::tempdir().unwrap();
+    let key = LocalKey::generate(KeyType::EcP256).unwrap();
+    let cert =
+        self_signed_ca(&trust_domain(), &CaSubject::default(), HOUR * 1000, &key, SystemTime::now() - HOUR).unwrap();
+    std::fs::write(dir.path().join("ca.key"), &*key_to_pem(key.private_key())).unwrap();
+    std::fs::write(dir.path().join("ca.crt"), certs_to_pem([&cert])).unwrap();
+    Root { dir, cert }
+}
+
+fn plugin(root: &Root) -> Arc<UpstreamDisk> {
+    let config = DiskConfig {
+        cert_file_path: root.dir.path().join("ca.crt"),
+        key_file_path: root.dir.path().join("ca.key"),
+        bundle_file_path: None,
+    };
+    Arc::new(UpstreamDisk::open(config, trust_domain(), Clock::system()).unwrap())
+}
+
+#[tokio::test]
+async fn svids_chain_to_the_upstream_root() {
+    let (disk, root) = (Disk::default(), root());
+    let (ca, _task) = start_with(config(), &disk, Some(plugin(&root)), Clock::system()).await.unwrap();
+    let roots: Vec<_> = disk.bundle().x509_authorities.iter().map(|root| root.der().to_vec()).collect();
+    assert_eq!(roots, [root.cert.clone()], "the bundle holds the upstream's roots, not ours");
+    let info = active(&ca.snapshot(), AuthorityKind::X509);
+    let upstream_id = X509Authority::from_der(&root.cert).unwrap().parsed().subject_key_id_hex().unwrap();
+    assert_eq!(info.upstream_authority_id, upstream_id);
+    assert_eq!(ca.snapshot().upstream.as_deref(), Some("disk"));
+    let (id, now) = (workload_id(), SystemTime::now());
+    let request = X509SvidRequest { id: &id, ttl: HOUR, dns_names: &[], not_after_limit: None };
+    let svid = ca.sign_workload_x509(&request, workload_key().1, now).unwrap();
+    assert_eq!(svid.chain().iter().count(), 2);
+    check_svid(&svid, &disk.bundle(), now).unwrap();
+    super::signing::openssl_verify(&svid, &roots);
+
+    // And after a restart, whose bundle does not hold our CA.
+    let (again, _task) = start_with(config(), &disk, Some(plugin(&root)), Clock::system()).await.unwrap();
+    assert_eq!(active(&again.snapshot(), AuthorityKind::X509), info);
+    // Without the upstream nobody vouches for that CA any more.
+    let (alone, _task) = start_with(config(), &disk, None, Clock::system()).await.unwrap();
+    assert_ne!(active(&alone.snapshot(), AuthorityKind::X509).authority_id, info.authority_id);
+}
+
+#[tokio::test]
+async fn local_authorities_below_an_upstream_cannot_be_tainted() {
+    let (disk, root) = (Disk::default(), root());
+    let (ca, task) = start_with(config(), &disk, Some(plugin(&root)), Clock::system()).await.unwrap();
+    let task = tokio::spawn(task);
+    assert!(matches!(ca.taint(AuthorityKind::X509, "x").await, Err(CaError::HasUpstream("tainted"))));
+    assert!(matches!(ca.revoke(AuthorityKind::X509, "x").await, Err(CaError::HasUpstream("revoked"))));
+    task.abort();
+}
+
+/// Signs with one root and says that it was another, or answers nonsense.
+struct Liar {
+    truth: Arc<UpstreamDisk>,
+    lie: fn(MintedCa, &[u8]) -> MintedCa,
+    other: Vec<u8>,
+}
+
+#[async_trait]
+impl UpstreamAuthority for Liar {
+    fn name(&self) -> &str {
+        "liar"
+    }
+
+    async fn mint_x509_ca(&self, csr: &[u8], ttl: Duration) -> Result<MintedCa, PluginError> {
+        Ok((self.lie)(self.truth.mint_x509_ca(csr, ttl).await?, &self.other))
+    }
+
+    fn roots(&self) -> watch::Receiver<Arc<[X509Authority]>> {
+        self.truth.roots()
+    }
+}
+
+#[tokio::test]
+async fn what_an_upstream_says_is_checked() {
+    let (root, other) = (root(), root());
+    let check = async |lie: fn(MintedCa, &[u8]) -> MintedCa, want: &str| {
+        let disk = Disk::default();
+        let liar = Liar { truth: plugin(&root), lie, other: other.cert.clone() };
+        let error = start_with(config(), &disk, Some(Arc::new(liar)), Clock::system()).await.map(drop).unwrap_err();
+        assert!(error.to_string().contains(want), "{error}");
+        assert!(disk.journal().is_none(), "nothing is written down for it");
+    };
+    check(|m, other| MintedCa { roots: vec![X509Authority::from_der(other).unwrap()], ..m }, "unknown authority").await;
+    check(|m, _| MintedCa { roots: Vec::new(), ..m }, "no upstream roots").await;
+    check(|m, _| MintedCa { chain: Vec::new(), ..m }, "the chain is empty").await;
+    check(|m, other| MintedCa { chain: vec![other.to_vec()], ..m }, "not for the signing key").await;
+}
