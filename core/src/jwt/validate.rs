@@ -33,6 +33,13 @@ impl JwtKeySource for HashMap<TrustDomain, Arc<Bundle>> {
     }
 }
 
+/// Copies the bundle at each look-up: for tools and tests. Servers keep an `Arc`.
+impl JwtKeySource for Bundle {
+    fn bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
+        (*trust_domain == self.trust_domain).then(|| Arc::new(self.clone()))
+    }
+}
+
 impl JwtKeySource for Arc<Bundle> {
     fn bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
         (*trust_domain == self.trust_domain).then(|| self.clone())
