@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod attest;
+pub mod backoff;
 pub mod cache;
 pub mod caller;
 pub mod cli;
@@ -12,3 +13,6 @@ pub mod run;
 pub mod sds;
 pub mod sync;
 pub mod workload_api;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,181 @@
+//! JWT-SVIDs by identity and audience: a hard limit, the longest unused one goes first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest;
+use svid_core::id::SpiffeId;
+use svid_core::rotation::Life;
+
+use super::types::JwtSvid;
+
+/// SHA-256 over the identity and the sorted audiences, each behind its length.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct JwtKey([u8; 32]);
+
+impl JwtKey {
+    pub(super) fn new(id: &SpiffeId, audience: &[String]) -> Self {
+        let mut sorted: Vec<&str> = audience.iter().map(String::as_str).collect();
+        sorted.sort_unstable();
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in std::iter::once(id.as_str()).chain(sorted) {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part.as_bytes());
+        }
+        Self(context.finish().as_ref().try_into().expect("SHA-256 gives 32 bytes"))
+    }
+}
+
+struct Slot {
+    svid: JwtSvid,
+    used: u64,
+}
+
+/// What is there for a request.
+pub(super) enum Lookup {
+    /// Good for some time.
+    Fresh(JwtSvid),
+    /// Valid, but due for renewal.
+    Ageing(JwtSvid),
+    /// Nothing.
+    Missing,
+}
+
+pub(super) struct JwtCache {
+    slots: HashMap<JwtKey, Slot>,
+    by_use: BTreeMap<u64, JwtKey>,
+    tick: u64,
+    max: usize,
+}
+
+impl JwtCache {
+    pub(super) fn new(max: usize) -> Self {
+        Self { slots: HashMap::new(), by_use: BTreeMap::new(), tick: 0, max: max.max(1) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn get(&mut self, key: &JwtKey, now: SystemTime) -> Lookup {
+        self.tick += 1;
+        let Some(slot) = self.slots.get_mut(key) else { return Lookup::Missing };
+        let life = life(&slot.svid);
+        if life.is_over(now) {
+            let used = slot.used;
+            self.by_use.remove(&used);
+            self.slots.remove(key);
+            return Lookup::Missing;
+        }
+        self.by_use.remove(&slot.used);
+        slot.used = self.tick;
+        self.by_use.insert(self.tick, *key);
+        match life.renew_at(draw(&slot.svid)) <= now {
+            true => Lookup::Ageing(slot.svid.clone()),
+            false => Lookup::Fresh(slot.svid.clone()),
+        }
+    }
+
+    pub(super) fn insert(&mut self, key: JwtKey, svid: JwtSvid) {
+        self.tick += 1;
+        if let Some(old) = self.slots.insert(key, Slot { svid, used: self.tick }) {
+            self.by_use.remove(&old.used);
+        }
+        self.by_use.insert(self.tick, key);
+        while self.slots.len() > self.max {
+            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            self.slots.remove(&oldest);
+        }
+    }
+
+    /// Drops the tokens that `is_tainted` says so of, by their key id. Returns how many.
+    pub(super) fn remove_by_kid(&mut self, is_tainted: impl Fn(&str) -> bool) -> usize {
+        let before = self.slots.len();
+        self.slots.retain(|_, slot| !kid(&slot.svid.token).is_some_and(|kid| is_tainted(&kid)));
+        let slots = &self.slots;
+        self.by_use.retain(|_, key| slots.contains_key(key));
+        before - self.slots.len()
+    }
+}
+
+fn life(svid: &JwtSvid) -> Life {
+    let at = |unix: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix).unwrap_or(0));
+    Life { not_before: at(svid.issued_at), not_after: at(svid.expires_at) }
+}
+
+/// A number in 0..=1 that belongs to this token: its signature's end is as good as random.
+fn draw(svid: &JwtSvid) -> f64 {
+    let tail = svid.token.as_bytes().rchunks(8).next().unwrap_or_default();
+    let sum = digest::digest(&digest::SHA256, tail);
+    f64::from(sum.as_ref().first().copied().unwrap_or(0)) / 255.0
+}
+
+/// The `kid` in a token's header.
+fn kid(token: &str) -> Option<String> {
+    use base64::Engine as _;
+    let header = token.split('.').next()?;
+    let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header).ok()?;
+    let header: serde_json::Value = serde_json::from_slice(&json).ok()?;
+    Some(header.get("kid")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use base64::Engine as _;
+    use zeroize::Zeroizing;
+
+    fn at(unix: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(unix)
+    }
+
+    fn svid(kid: &str) -> JwtSvid {
+        let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(format!(r#"{{"kid":"{kid}"}}"#));
+        let id = "spiffe://example.org/web".parse().unwrap();
+        JwtSvid { token: Zeroizing::new(format!("{header}.e30.c2ln")), id, issued_at: 1000, expires_at: 2000 }
+    }
+
+    fn key(audience: &[&str]) -> JwtKey {
+        let audience: Vec<String> = audience.iter().map(|&name| name.to_owned()).collect();
+        JwtKey::new(&"spiffe://example.org/web".parse().unwrap(), &audience)
+    }
+
+    #[test]
+    fn the_order_of_audiences_does_not_matter_but_their_bounds_do() {
+        assert!(key(&["a", "b"]) == key(&["b", "a"]));
+        assert!(key(&["ab"]) != key(&["a", "b"]));
+    }
+
+    #[test]
+    fn ages_and_ends() {
+        let mut cache = JwtCache::new(10);
+        cache.insert(key(&["a"]), svid("k"));
+        assert!(matches!(cache.get(&key(&["a"]), at(1100)), Lookup::Fresh(_)));
+        assert!(matches!(cache.get(&key(&["a"]), at(1600)), Lookup::Ageing(_)));
+        assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Missing));
+        assert!(matches!(cache.get(&key(&["a"]), at(2000)), Lookup::Missing));
+        assert_eq!(cache.len(), 0);
+    }
+
+    #[test]
+    fn the_longest_unused_goes_first() {
+        let mut cache = JwtCache::new(2);
+        cache.insert(key(&["a"]), svid("k"));
+        cache.insert(key(&["b"]), svid("k"));
+        cache.get(&key(&["a"]), at(1100));
+        cache.insert(key(&["c"]), svid("k"));
+        assert_eq!(cache.len(), 2);
+        assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Missing));
+        assert!(matches!(cache.get(&key(&["a"]), at(1100)), Lookup::Fresh(_)));
+    }
+
+    #[test]
+    fn tainted_keys_take_their_tokens_along() {
+        let mut cache = JwtCache::new(10);
+        cache.insert(key(&["a"]), svid("old"));
+        cache.insert(key(&["b"]), svid("new"));
+        assert_eq!(cache.remove_by_kid(|kid| kid == "old"), 1);
+        assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Fresh(_)));
+    }
+}
