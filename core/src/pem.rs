@@ -3,8 +3,10 @@
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use pem::{EncodeConfig, LineEnding, Pem, encode_config};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::key::PrivateKeyDer;
 use crate::x509::cert::{CertError, ParsedCert};
@@ -82,12 +84,21 @@ pub fn parse_block_pem(text: impl AsRef<[u8]>, label: &'static str) -> Result<Ve
     block.map(Pem::into_contents).ok_or(PemError::Empty)
 }
 
-/// A private key as a PKCS#8 PEM block, wiped on drop.
+/// A private key as a PKCS#8 PEM block, wiped on drop. Written by hand, so that no copy in between stays behind.
 pub fn key_to_pem(key: &PrivateKeyDer) -> Zeroizing<String> {
-    let block = Pem::new("PRIVATE KEY", key.secret_bytes());
-    let text = encode_config(&block, EncodeConfig::new().set_line_ending(LineEnding::LF));
-    block.into_contents().zeroize();
-    Zeroizing::new(text)
+    const LINE_CHARS: usize = 64;
+    let body = Zeroizing::new(STANDARD.encode(key.secret_bytes()));
+    let mut rest: &str = &body;
+    let mut text = Zeroizing::new(String::with_capacity(rest.len() + rest.len() / LINE_CHARS + 64));
+    text.push_str("-----BEGIN PRIVATE KEY-----\n");
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(LINE_CHARS));
+        text.push_str(line);
+        text.push('\n');
+        rest = tail;
+    }
+    text.push_str("-----END PRIVATE KEY-----\n");
+    text
 }
 
 /// Reads the first private key of a PEM text: PKCS#8, PKCS#1 (RSA) or SEC1 (EC). Given back as PKCS#8.
