@@ -1,119 +1,282 @@
-//! The whole authorisation state in memory, updated by deltas of the change log.
+//! The whole authorisation state in memory, updated by deltas of the change log and never rebuilt.
+//!
+//! Look-ups take a short read lock and never wait for the database. Expiry is checked at each look-up; a timer tells
+//! watching agents of it.
 
+mod apply;
+mod follow;
+mod intern;
+mod list;
+mod packed;
+mod state;
+#[cfg(any())]
+mod tests;
 mod types;
+mod walk;
+mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use svid_core::bundle::Bundle;
 use svid_core::clock::Clock;
-use svid_core::entry::{Entry, EntryId};
+use svid_core::entry::Entry;
 use svid_core::id::{SpiffeId, TrustDomain};
+use tokio::sync::Notify;
 
+pub use follow::DirectoryTask;
 pub use types::*;
+pub use watch::AgentWatch;
 
-use crate::store::{Position, Store, StoreError};
+use crate::store::{Position, Serial, Store, StoreError};
+use packed::Key;
+use state::State;
+use watch::{Watches, lock};
 
-/// A cheap handle on the directory.
+/// How long a caller waits for memory to reach the end of the log.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Shared {
+    store: Store,
+    trust_domain: TrustDomain,
+    clock: Clock,
+    state: RwLock<State>,
+    /// Locked after `state`, never before it.
+    watches: Mutex<Watches>,
+    /// A promotion waits to be written.
+    promotions: Notify,
+    /// When the log was last read to its end.
+    contact: Mutex<Instant>,
+    catching_up: CatchUp,
+}
+
+/// One reading of the log's end serves all who asked before it began.
+#[derive(Default)]
+struct CatchUp {
+    /// Readings that have begun.
+    begun: std::sync::atomic::AtomicU64,
+    /// The last reading that succeeded, and one at a time.
+    done: tokio::sync::Mutex<u64>,
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A cheap handle on the directory. Times are Unix seconds.
 #[derive(Clone)]
-pub struct Directory(Arc<()>);
+pub struct Directory(Arc<Shared>);
 
-/// A stream's state: a dirty set, never a queue.
-pub struct AgentWatch(());
-
-impl AgentWatch {
-    /// Waits until there is something to tell.
-    /// # Errors
-    /// Why the watch ended.
-    pub async fn next(&mut self) -> Result<Delta, EndReason> {
-        Err(EndReason::Closed)
-    }
-}
-
-/// The task that follows the log, to be spawned: `task.run().await` ends when the last handle is dropped.
-pub struct DirectoryTask(());
-
-impl DirectoryTask {
-    /// Runs until the store closes.
-    pub async fn run(self) {}
-}
-
-#[allow(missing_docs, clippy::unused_async)]
 impl Directory {
+    /// Loads everything. From here on the store's writes wait until the task, which the caller spawns at once, has
+    /// applied them.
+    /// # Errors
+    /// The database's, and [`StoreError::Corrupt`].
     pub async fn start(
-        _store: Store,
-        _trust_domain: &TrustDomain,
-        _clock: Clock,
+        store: Store,
+        trust_domain: &TrustDomain,
+        clock: Clock,
     ) -> Result<(Self, DirectoryTask), StoreError> {
-        Err(StoreError::Closed)
+        let committed = store.committed();
+        let mut state = State::new(trust_domain);
+        let cursor = store.load(&mut state).await?;
+        state.loaded(cursor);
+        store.set_applied(cursor.position.seq);
+        let shared = Arc::new(Shared {
+            store,
+            trust_domain: trust_domain.clone(),
+            clock,
+            state: RwLock::new(state),
+            watches: Mutex::default(),
+            promotions: Notify::new(),
+            contact: Mutex::new(Instant::now()),
+            catching_up: CatchUp::default(),
+        });
+        Ok((Self(shared.clone()), DirectoryTask { shared, committed }))
     }
+
+    /// The last line of the log that memory has.
     pub fn position(&self) -> Position {
-        Position { epoch: [0; 16], seq: 0 }
+        self.0.read().cursor.position
     }
+
+    /// How long ago the log was last read to its end: what `max_stale` limits.
+    pub fn staleness(&self) -> Duration {
+        lock(&self.0.contact).elapsed()
+    }
+
+    /// Waits until memory has everything that was committed before the call.
+    /// # Errors
+    /// [`Unavailable`] if the database does not say so in time.
     pub async fn caught_up(&self) -> Result<(), Unavailable> {
-        Err(Unavailable::Behind)
+        use std::sync::atomic::Ordering::SeqCst;
+        let catching_up = &self.0.catching_up;
+        let arrived = catching_up.begun.load(SeqCst);
+        let work = async {
+            let mut done = catching_up.done.lock().await;
+            if *done > arrived {
+                return Ok(()); // a reading that began after we came
+            }
+            let number = catching_up.begun.fetch_add(1, SeqCst) + 1;
+            let head = self.0.store.head().await?;
+            self.0.store.applied_through(head.seq).await;
+            *done = number;
+            Ok(())
+        };
+        tokio::time::timeout(CATCH_UP_TIMEOUT, work).await.unwrap_or(Err(Unavailable::Behind))
     }
-    pub fn entry(&self, _id: &str) -> Option<Entry> {
-        None
+
+    // ---- entries
+
+    /// The entry with this ID, expired or not.
+    pub fn entry(&self, id: &str) -> Option<Entry> {
+        let state = self.0.read();
+        state.handle(&Key::new(id)).map(|handle| state.unpack(handle))
     }
-    pub fn count_entries(&self, _filter: &EntryFilter) -> usize {
-        0
+
+    /// How many entries match.
+    pub fn count_entries(&self, filter: &EntryFilter) -> usize {
+        self.0.read().count_entries(filter)
     }
-    pub fn list_entries(&self, _filter: &EntryFilter, _page: Page) -> Listing<Entry> {
-        Listing { items: Vec::new(), next: None }
+
+    /// A page of the entries that match.
+    pub fn list_entries(&self, filter: &EntryFilter, page: Page) -> Listing<Entry> {
+        self.0.read().list_entries(filter, page)
     }
-    pub fn entries_with_spiffe_id(&self, _id: &SpiffeId, _now: i64) -> Vec<Entry> {
-        Vec::new()
+
+    /// Entries with this SPIFFE ID that are not expired: what makes a caller an admin or a downstream server.
+    pub fn entries_with_spiffe_id(&self, id: &SpiffeId, now: i64) -> Vec<Entry> {
+        let state = self.0.read();
+        let Some(number) = state.ids.find(id) else { return Vec::new() };
+        let holders = state.ids.get(number).holders.as_slice().iter();
+        holders.filter(|handle| !state.packed(**handle).is_expired(now)).map(|handle| state.unpack(*handle)).collect()
     }
-    pub fn authorized_entries(&self, _agent: &SpiffeId, _now: i64) -> Vec<Entry> {
-        Vec::new()
+
+    /// Everything the agent may have, in no order.
+    pub fn authorized_entries(&self, agent: &SpiffeId, now: i64) -> Vec<Entry> {
+        let state = self.0.read();
+        state.authorized(agent, now).into_iter().map(|handle| state.unpack(handle)).collect()
     }
-    pub fn authorized_revisions(&self, _agent: &SpiffeId, _now: i64) -> Vec<EntryRevision> {
-        Vec::new()
+
+    /// The same as a list of revisions.
+    pub fn authorized_revisions(&self, agent: &SpiffeId, now: i64) -> Vec<EntryRevision> {
+        let state = self.0.read();
+        state.authorized(agent, now).into_iter().map(|handle| state.revision(handle)).collect()
     }
-    pub fn authorized_entry(&self, _agent: &SpiffeId, _entry_id: &str, _now: i64) -> Option<Entry> {
-        None
+
+    /// One entry, if the agent may have it.
+    pub fn authorized_entry(&self, agent: &SpiffeId, entry_id: &str, now: i64) -> Option<Entry> {
+        let state = self.0.read();
+        let handle = state.handle(&Key::new(entry_id))?;
+        state.is_authorized(agent, handle, now).then(|| state.unpack(handle))
     }
-    pub fn node(&self, _id: &SpiffeId) -> Option<NodeView> {
-        None
+
+    // ---- nodes
+
+    /// A node.
+    pub fn node(&self, id: &SpiffeId) -> Option<NodeView> {
+        self.0.read().node(id)
     }
-    pub fn count_nodes(&self, _filter: &NodeFilter) -> usize {
-        0
+
+    /// How many nodes match.
+    pub fn count_nodes(&self, filter: &NodeFilter) -> usize {
+        self.0.read().count_nodes(filter)
     }
-    pub fn list_nodes(&self, _filter: &NodeFilter, _page: Page) -> Listing<NodeView> {
-        Listing { items: Vec::new(), next: None }
+
+    /// A page of the nodes that match.
+    pub fn list_nodes(&self, filter: &NodeFilter, page: Page) -> Listing<NodeView> {
+        self.0.read().list_nodes(filter, page)
     }
-    /// From memory alone; promotes a next serial at once. `not_after`, `now`: Unix seconds.
+
+    /// Checks an agent's certificate against memory alone. A next serial number becomes the current one at once; that
+    /// is written behind. `not_after` is the certificate's.
+    /// # Errors
+    /// Why not. A caller that passes on anything but [`AgentDenied::Expired`] uses [`Self::verify_agent`] instead,
+    /// since agents drop their identity over it.
     pub fn check_agent(
         &self,
-        _id: &SpiffeId,
-        _serial: &str,
-        _not_after: i64,
-        _now: i64,
+        id: &SpiffeId,
+        serial: &str,
+        not_after: i64,
+        now: i64,
     ) -> Result<AgentOk, AgentDenied> {
-        Err(AgentDenied::NotAttested)
+        if not_after < now {
+            return Err(AgentDenied::Expired);
+        }
+        let is_next = {
+            let state = self.0.read();
+            let node = state.nodes.get(id).ok_or(AgentDenied::NotAttested)?;
+            match &node.serial {
+                Serial::Banned => return Err(AgentDenied::Banned),
+                Serial::Active { current, .. } if current == serial => {
+                    return Ok(AgentOk { can_reattest: node.can_reattest, promoted: false });
+                }
+                Serial::Active { next, .. } => next.as_ref().is_some_and(|(next, _)| next == serial),
+            }
+        };
+        if is_next { self.promote(id, serial) } else { Err(AgentDenied::NotActive) }
     }
-    /// As `check_agent`, but a denial is only given once memory has caught up with the log.
+
+    /// Between the two locks the node may have changed, so everything is asked again.
+    fn promote(&self, id: &SpiffeId, serial: &str) -> Result<AgentOk, AgentDenied> {
+        let mut state = self.0.write();
+        let node = state.nodes.get_mut(id).ok_or(AgentDenied::NotAttested)?;
+        let can_reattest = node.can_reattest;
+        if node.promote(serial) {
+            state.promoted.insert(id.clone(), serial.to_owned());
+            drop(state);
+            self.0.promotions.notify_one();
+            return Ok(AgentOk { can_reattest, promoted: true });
+        }
+        match &node.serial {
+            Serial::Banned => Err(AgentDenied::Banned),
+            Serial::Active { current, .. } if current == serial => Ok(AgentOk { can_reattest, promoted: false }),
+            Serial::Active { .. } => Err(AgentDenied::NotActive),
+        }
+    }
+
+    /// As [`Self::check_agent`], but a denial that makes an agent drop its identity is never given from stale memory:
+    /// the log is read to its end first.
+    /// # Errors
+    /// The denial, or that it cannot be told for sure.
     pub async fn verify_agent(
         &self,
-        _id: &SpiffeId,
-        _serial: &str,
-        _not_after: i64,
-        _now: i64,
+        id: &SpiffeId,
+        serial: &str,
+        not_after: i64,
+        now: i64,
     ) -> Result<AgentOk, AgentRefusal> {
-        Err(AgentRefusal::Denied(AgentDenied::NotAttested))
+        match self.check_agent(id, serial, not_after, now) {
+            Ok(ok) => return Ok(ok),
+            Err(AgentDenied::Expired) => return Err(AgentRefusal::Denied(AgentDenied::Expired)),
+            Err(_) => {}
+        }
+        self.caught_up().await.map_err(AgentRefusal::Unavailable)?;
+        self.check_agent(id, serial, not_after, now).map_err(AgentRefusal::Denied)
     }
-    pub fn bundle(&self, _trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
-        None
+
+    // ---- bundles
+
+    /// A trust domain's bundle.
+    pub fn bundle(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
+        self.0.read().bundles.get(trust_domain).cloned()
     }
-    /// In order of the trust domain's name.
+
+    /// All bundles in order of the trust domain's name, the own one included.
     pub fn list_bundles(&self) -> Vec<Arc<Bundle>> {
-        Vec::new()
+        self.0.read().bundles.values().cloned().collect()
     }
-    pub fn watch_agent(&self, _agent: &SpiffeId, _since: Option<Position>) -> AgentWatch {
-        AgentWatch(())
-    }
-    /// Ids needed by other modules.
-    pub fn has_entry(&self, _id: &EntryId) -> bool {
-        false
+
+    // ---- watches
+
+    /// Follows what changes for an agent. `since`: what it has; without it the first delta is a snapshot.
+    pub fn watch_agent(&self, agent: &SpiffeId, since: Option<Position>) -> AgentWatch {
+        AgentWatch::open(&self.0, agent, since)
     }
 }

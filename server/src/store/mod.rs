@@ -98,11 +98,16 @@ impl Store {
 
     /// A directory that does not keep up delays the answer and nothing more: the write is durable.
     async fn wait_applied(&self, seq: u64) {
-        let mut applied = self.0.applied.subscribe();
-        let reached = applied.wait_for(|applied| applied.is_none_or(|applied| applied >= seq));
-        if tokio::time::timeout(APPLY_TIMEOUT, reached).await.is_err() {
+        if tokio::time::timeout(APPLY_TIMEOUT, self.applied_through(seq)).await.is_err() {
             tracing::warn!(seq, "The directory did not apply a committed change in time");
         }
+    }
+
+    /// Waits until the directory has applied this line; for ever if it does not.
+    pub(crate) async fn applied_through(&self, seq: u64) {
+        let mut applied = self.0.applied.subscribe();
+        // The sender is in `self`, so waiting ends with the value only.
+        let _ = applied.wait_for(|applied| applied.is_none_or(|applied| applied >= seq)).await;
     }
 
     /// The directory reports what it applied.

@@ -1,0 +1,157 @@
+//! The task that follows the log, lets time pass, and writes promotions behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use svid_core::id::SpiffeId;
+use tokio::sync::watch;
+
+use super::Shared;
+use super::state::State;
+use super::watch::lock;
+use crate::store::{Changes, StoreError};
+
+/// The log is read this often even if nothing woke us: shows a database that went away or was replaced.
+const POLL: Duration = Duration::from_secs(5);
+/// Pause after an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the clock is looked at. Together with the work itself well within a second.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The directory's task, to be spawned.
+pub struct DirectoryTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) committed: watch::Receiver<u64>,
+}
+
+impl DirectoryTask {
+    /// Runs until dropped.
+    pub async fn run(self) {
+        let Self { shared, committed } = self;
+        tokio::join!(follow(&shared, committed), tick(&shared), write_behind(&shared));
+    }
+}
+
+async fn follow(shared: &Shared, mut committed: watch::Receiver<u64>) {
+    let mut failed = false;
+    loop {
+        committed.borrow_and_update();
+        let pause = match shared.catch_up().await {
+            Ok(()) => {
+                if std::mem::take(&mut failed) {
+                    tracing::info!("The database answers again");
+                }
+                POLL
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::error!(%error, "The change log cannot be read: going on from memory");
+                }
+                RETRY
+            }
+        };
+        // The sender lives in the store, which `shared` holds.
+        let _ = tokio::time::timeout(pause, committed.changed()).await;
+    }
+}
+
+async fn tick(shared: &Shared) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        shared.expire();
+    }
+}
+
+/// Stores promotions, which hold in memory already. One that finds another row is void: a ban wins.
+async fn write_behind(shared: &Shared) {
+    loop {
+        let waiting: Vec<(SpiffeId, String)> = {
+            let state = shared.read();
+            state.promoted.iter().map(|(id, serial)| (id.clone(), serial.clone())).collect()
+        };
+        if waiting.is_empty() {
+            shared.promotions.notified().await;
+            continue;
+        }
+        for (id, serial) in waiting {
+            match shared.store.activate_serial(&id, &serial).await {
+                Ok(_) => {
+                    let mut state = shared.write();
+                    if state.promoted.get(&id) == Some(&serial) {
+                        state.promoted.remove(&id);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, spiffe_id = %id, "A renewed agent's serial number is not stored yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Applies what the log has, to its end.
+    pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
+        loop {
+            let cursor = self.read().cursor;
+            match self.store.changes_after(cursor).await? {
+                Changes::Lines { lines, .. } if lines.is_empty() => break,
+                Changes::Lines { cursor, lines, rows } => {
+                    let mut state = self.write();
+                    state.apply(cursor, lines, rows, &lock(&self.watches));
+                    drop(state);
+                    self.store.set_applied(cursor.position.seq);
+                }
+                Changes::Reload { history_changed } => self.reload(history_changed).await?,
+            }
+        }
+        *lock(&self.contact) = std::time::Instant::now();
+        Ok(())
+    }
+
+    async fn reload(&self, history_changed: bool) -> Result<(), StoreError> {
+        if history_changed {
+            tracing::error!(
+                "The database holds another history than before (a restored copy?): loading it anew"
+            );
+            self.store.new_epoch().await?;
+        }
+        let mut fresh = State::new(&self.trust_domain);
+        // A promotion that is not written yet still holds; loading a node looks for it.
+        fresh.promoted = self.read().promoted.clone();
+        let cursor = self.store.load(&mut fresh).await?;
+        fresh.loaded(cursor);
+        let mut state = self.write();
+        *state = fresh;
+        let watches = lock(&self.watches);
+        for agent in watches.agents() {
+            match state.end_reason(agent) {
+                Some(reason) => watches.of(agent).iter().for_each(|watch| watch.end(reason)),
+                None => watches.of(agent).iter().for_each(|watch| watch.mark_snapshot()),
+            }
+        }
+        drop(watches);
+        drop(state);
+        self.store.set_applied(cursor.position.seq);
+        Ok(())
+    }
+
+    /// Lets time pass until now.
+    pub(super) fn expire(&self) {
+        let now = self.clock.unix();
+        let due = {
+            let state = self.read();
+            let watches = lock(&self.watches);
+            state.ends.first().is_some_and(|(ends, _)| *ends <= now)
+                || watches
+                    .agents()
+                    .any(|agent| state.nodes.get(agent).is_some_and(|node| node.ends_at() <= now))
+        };
+        if due {
+            self.write().expire(now, &lock(&self.watches));
+        }
+    }
+}
