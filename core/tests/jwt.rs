@@ -90,7 +90,8 @@ fn every_key_type_validates_and_survives_a_document() {
         let token = sign(&key, &["a", "b"]).unwrap().token;
         let document = BundleDocument::parse(&td(), bundle.to_document().as_bytes()).unwrap();
         assert_eq!(document.bundle, bundle);
-        let valid = validate(&token, &Arc::new(document.bundle), &texts(&["x", "b"]), now(), Duration::ZERO).unwrap();
+        let valid =
+            validate(&token, &Arc::new(document.bundle), &texts(&["x", "b"]), now(), Duration::ZERO).unwrap();
         assert_eq!(*valid.id(), web());
         assert_eq!(valid.claims()["exp"], 1_900_000_300);
     }

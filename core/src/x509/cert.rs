@@ -162,7 +162,9 @@ impl ParsedCert {
                 ParsedExtension::AuthorityKeyIdentifier(id) => {
                     self.authority_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
                 }
-                ParsedExtension::ParseError { .. } if is_used(&extension.oid) => return Err(CertError::Malformed),
+                ParsedExtension::ParseError { .. } if is_used(&extension.oid) => {
+                    return Err(CertError::Malformed);
+                }
                 _ => {}
             }
         }
