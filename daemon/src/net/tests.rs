@@ -90,29 +90,45 @@ async fn over_a_unix_socket() {
     assert_eq!(who(unix_channel(&path)).await.unwrap(), std::process::id().to_string());
 }
 
-#[tokio::test]
-async fn silence_and_crowds_are_cut_off() {
-    let ca = TestCa::new("a.test");
+/// A port that allows one stranger at a time, and its accepted connections.
+async fn narrow_port(
+    ca: &TestCa,
+) -> (std::net::SocketAddr, impl futures_util::Stream<Item = std::io::Result<TlsConn>> + use<>) {
     let verifier = Arc::new(SpiffeClientVerifier::new(td("a.test"), [], ca.bundles("a.test")));
-    let config =
-        server_config(&ca.issue(&["spiffe://a.test/spire/server"]), verifier, TlsPolicy::default()).unwrap();
+    let identity = ca.issue(&["spiffe://a.test/spire/server"]);
+    let config = server_config(&identity, verifier, TlsPolicy::default()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = TcpOptions { deadline: Duration::from_millis(50), max_unauthenticated_per_address: 1 };
-    let mut conns = Box::pin(incoming(listener, options, move || Some(Arc::clone(&config))));
-    // The first says nothing and is cut off at its deadline; the second finds no slot, so it ends at once.
+    let options = TcpOptions { max_unauthenticated_per_address: 1, ..TcpOptions::default() };
+    (address, incoming(listener, options, move || Some(Arc::clone(&config))))
+}
+
+#[tokio::test]
+async fn silence_and_crowds_are_cut_off() {
+    let (address, _conns) = narrow_port(&TestCa::new("a.test")).await;
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut crowd = TcpStream::connect(address).await.unwrap();
     let mut byte = [0u8];
+    // The second finds no slot and ends while the first still has its time.
     assert_eq!(crowd.read(&mut byte).await.unwrap_or(0), 0);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(11)).await;
     assert_eq!(silent.read(&mut byte).await.unwrap_or(0), 0);
-    // A third finishes TLS and sends no request.
+}
+
+#[tokio::test]
+async fn tls_without_a_request_is_cut_off() {
+    let ca = TestCa::new("a.test");
+    let (address, conns) = narrow_port(&ca).await;
     let trust = ServerTrust::Bundle(ca.bundles("a.test"));
-    let config =
-        client_config(None, Arc::new(SpiffeServerVerifier::new(td("a.test"), trust)), TlsPolicy::default());
+    let verifier = Arc::new(SpiffeServerVerifier::new(td("a.test"), trust));
+    let config = client_config(None, verifier, TlsPolicy::default()).unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
     let name = rustls::pki_types::ServerName::try_from("x").unwrap();
-    let _client = tokio_rustls::TlsConnector::from(config.unwrap()).connect(name, stream).await.unwrap();
-    let mut conn = conns.next().await.unwrap().unwrap();
-    assert_eq!(conn.read(&mut byte).await.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    let _client = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();
+    let mut conn = Box::pin(conns).next().await.unwrap().unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let error = conn.read(&mut [0u8]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
 }
