@@ -26,7 +26,7 @@ impl Journal {
         self.entries.encode_to_vec()
     }
 
-    pub(super) fn x509(&self) -> &[wire::X509CaEntry] {
+    pub(super) fn x509(&self) -> &[wire::X509caEntry] {
         &self.entries.x509_c_as
     }
 
@@ -35,7 +35,7 @@ impl Journal {
     }
 
     pub(super) fn append_x509(&mut self, info: &AuthorityInfo, certificate: &[u8], upstream_chain: &[Vec<u8>]) {
-        self.entries.x509_c_as.push(wire::X509CaEntry {
+        self.entries.x509_c_as.push(wire::X509caEntry {
             slot_id: info.slot.name().to_owned(),
             issued_at: unix_seconds(info.issued_at),
             certificate: certificate.to_vec(),
@@ -107,8 +107,8 @@ pub(super) struct EntryFacts<'a> {
     pub(super) upstream_authority_id: &'a str,
 }
 
-impl<'a> From<&'a wire::X509CaEntry> for EntryFacts<'a> {
-    fn from(entry: &'a wire::X509CaEntry) -> Self {
+impl<'a> From<&'a wire::X509caEntry> for EntryFacts<'a> {
+    fn from(entry: &'a wire::X509caEntry) -> Self {
         Self {
             slot_id: &entry.slot_id,
             issued_at: entry.issued_at,
