@@ -45,7 +45,11 @@ impl Agent {
     /// Makes the directory, the bundle file and the configuration, and starts nothing.
     pub async fn prepare(server: &Server, options: AgentOptions) -> Self {
         init();
-        let agent = Self { dir: TempDir::with_prefix("svid-agent-").expect("temporary directory"), process: None, options };
+        let agent = Self {
+            dir: TempDir::with_prefix("svid-agent-").expect("temporary directory"),
+            process: None,
+            options,
+        };
         std::fs::write(agent.path().join("bundle.pem"), server.bundle_pem().await).expect("write the bundle");
         agent.write_config(server);
         agent

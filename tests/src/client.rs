@@ -75,7 +75,8 @@ pub struct AttestedAgent {
 /// # Errors
 /// The server's refusal.
 pub async fn attest_by_token(port: u16, token: &str) -> Result<AttestedAgent, tonic::Status> {
-    let channel = tls(port, careless_tls(None)).await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let channel =
+        tls(port, careless_tls(None)).await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
     attest(channel, "join_token", token.as_bytes().to_vec()).await
 }
 
@@ -147,7 +148,9 @@ mod careless {
             Ok(HandshakeSignatureValid::assertion())
         }
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+            rustls::crypto::aws_lc_rs::default_provider()
+                .signature_verification_algorithms
+                .supported_schemes()
         }
     }
 }

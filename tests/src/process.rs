@@ -60,8 +60,13 @@ impl Process {
         let name = self.name.clone();
         let found = async {
             loop {
-                let hits: Vec<String> =
-                    self.lines.borrow_and_update().iter().filter(|line| line.contains(text)).cloned().collect();
+                let hits: Vec<String> = self
+                    .lines
+                    .borrow_and_update()
+                    .iter()
+                    .filter(|line| line.contains(text))
+                    .cloned()
+                    .collect();
                 if hits.len() >= count {
                     return hits.last().cloned().unwrap_or_default();
                 }
@@ -151,7 +156,8 @@ pub async fn run(name: &str, args: &[&str]) -> Output {
 /// Runs any program to its end.
 pub async fn run_at(program: &Path, args: &[&str]) -> Output {
     let run = Command::new(program).args(args).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(PATIENCE, run).await.expect("the command ended").expect("the command started");
+    let output =
+        tokio::time::timeout(PATIENCE, run).await.expect("the command ended").expect("the command started");
     Output {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

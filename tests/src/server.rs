@@ -88,7 +88,10 @@ plugins {{
 
     /// Starts the program without waiting for anything.
     pub fn launch(&self) -> Process {
-        Process::start("svid-server", Command::new(bin("svid-server")).arg("run").arg("-config").arg(self.config()))
+        Process::start(
+            "svid-server",
+            Command::new(bin("svid-server")).arg("run").arg("-config").arg(self.config()),
+        )
     }
 
     /// Starts again after [`Server::kill`] or [`Server::stop`].
@@ -158,7 +161,9 @@ plugins {{
     /// Registers a workload below `/host` and returns the entry's ID.
     pub async fn entry(&self, path: &str, selector: &str, more: &[&str]) -> String {
         let (parent, id) = (self.id("/host"), self.id(path));
-        let args = [&["entry", "create", "-parentID", &parent, "-spiffeID", &id, "-selector", selector], more].concat();
+        let args =
+            [&["entry", "create", "-parentID", &parent, "-spiffeID", &id, "-selector", selector], more]
+                .concat();
         let out = self.cli(&args).await.ok();
         let line = out.lines().find(|line| line.starts_with("Entry ID")).expect("an entry");
         line.split_once(": ").expect("a value").1.trim().to_owned()

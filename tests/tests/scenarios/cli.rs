@@ -11,7 +11,9 @@ async fn the_verbs_of_both_halves_answer() {
     let id = server.entry("/web", "unix:uid:1", &["-dns", "web.example.org", "-hint", "public"]).await;
     assert_eq!(server.cli(&["entry", "count"]).await.ok().trim(), "2 registration entries");
     let shown = server.cli(&["entry", "show", "--entryID", &id]).await.ok();
-    for line in ["SPIFFE ID                : spiffe://example.org/web", "DNS name                 : web.example.org"] {
+    for line in
+        ["SPIFFE ID                : spiffe://example.org/web", "DNS name                 : web.example.org"]
+    {
         assert!(shown.contains(line), "{shown}");
     }
     let agents = server.cli(&["agent", "list"]).await.ok();

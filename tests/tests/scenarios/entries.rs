@@ -23,7 +23,11 @@ async fn an_expired_entry_is_withdrawn_by_itself_and_no_svid_outlives_it() {
     eventually(|| agent.cli(&["api", "fetch", "x509"])).await;
     let client = WorkloadApiClient::connect_to(agent.endpoint()).await.expect("connect");
     let mut updates = client.stream_x509_contexts().await.expect("a stream");
-    let first = tokio::time::timeout(PATIENCE, updates.next()).await.expect("in time").expect("open").expect("an SVID");
+    let first = tokio::time::timeout(PATIENCE, updates.next())
+        .await
+        .expect("in time")
+        .expect("open")
+        .expect("an SVID");
     let leaf = first.default_svid().expect("an SVID").leaf().as_bytes().to_vec();
     let (_, cert) = x509_parser::parse_x509_certificate(&leaf).expect("a certificate");
     assert!(cert.validity().not_after.timestamp() <= i64::try_from(end).expect("fits"));
@@ -55,7 +59,16 @@ async fn a_duplicate_is_refused_and_named() {
     let server = Server::start().await;
     let id = server.entry("/web", "unix:uid:1", &[]).await;
     let parent = server.id("/host");
-    let args = ["entry", "create", "-parentID", &parent, "-spiffeID", "spiffe://example.org/web", "-selector", "unix:uid:1"];
+    let args = [
+        "entry",
+        "create",
+        "-parentID",
+        &parent,
+        "-spiffeID",
+        "spiffe://example.org/web",
+        "-selector",
+        "unix:uid:1",
+    ];
     let again = server.cli(&args).await;
     assert_eq!(again.code, 1);
     assert!(again.stderr.contains("AlreadyExists"), "{}{}", again.stdout, again.stderr);

@@ -14,14 +14,20 @@ fn my_uid() -> String {
 async fn an_entry_reaches_a_waiting_workload_without_polling() {
     let server = Server::start().await;
     // With a poll this slow only the watch stream can be what brings the entry.
-    let options =
-        svid_tests::AgentOptions { agent: "experimental { sync_interval = \"1h\" }".into(), ..Default::default() };
+    let options = svid_tests::AgentOptions {
+        agent: "experimental { sync_interval = \"1h\" }".into(),
+        ..Default::default()
+    };
     let agent = Agent::join_with(&server, options).await;
     let client = WorkloadApiClient::connect_to(agent.endpoint()).await.expect("connect");
 
     server.entry("/first", &my_uid(), &[]).await;
     let mut updates = client.stream_x509_contexts().await.expect("a stream");
-    let first = tokio::time::timeout(PATIENCE, updates.next()).await.expect("in time").expect("open").expect("an update");
+    let first = tokio::time::timeout(PATIENCE, updates.next())
+        .await
+        .expect("in time")
+        .expect("open")
+        .expect("an update");
     assert_eq!(first.default_svid().expect("an SVID").spiffe_id().to_string(), "spiffe://example.org/first");
 
     server.entry("/second", &my_uid(), &["-dns", "second.example.org"]).await;
@@ -43,18 +49,26 @@ async fn jwt_svids_are_issued_and_validate() {
     let server = Server::start().await;
     let agent = Agent::join(&server).await;
     server.entry("/caller", &my_uid(), &[]).await;
-    let fetched = eventually(|| agent.cli(&["api", "fetch", "jwt", "-audience", "billing", "-output", "json"])).await;
+    let fetched =
+        eventually(|| agent.cli(&["api", "fetch", "jwt", "-audience", "billing", "-output", "json"])).await;
     let value: serde_json::Value = serde_json::from_str(&fetched).expect("JSON");
     let token = value[0]["svids"][0]["svid"].as_str().expect("a token");
     let valid = agent.cli(&["api", "validate", "jwt", "-audience", "billing", "-svid", token]).await.ok();
     assert!(valid.contains("SVID is valid."), "{valid}");
     let other = agent.cli(&["api", "validate", "jwt", "-audience", "payments", "-svid", token]).await;
     assert_ne!(other.code, 0);
-    assert!(other.stderr.contains("not valid") || other.stdout.contains("not valid"), "{}{}", other.stdout, other.stderr);
+    assert!(
+        other.stderr.contains("not valid") || other.stdout.contains("not valid"),
+        "{}{}",
+        other.stdout,
+        other.stderr
+    );
 }
 
 /// Runs a CLI verb until it succeeds: the agent may still be fetching what was registered a moment ago.
-pub async fn eventually<F: std::future::Future<Output = svid_tests::process::Output>>(run: impl Fn() -> F) -> String {
+pub async fn eventually<F: std::future::Future<Output = svid_tests::process::Output>>(
+    run: impl Fn() -> F,
+) -> String {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let out = run().await;
@@ -79,7 +93,8 @@ async fn rotation_reaches_an_open_stream() {
         while serials.len() < 3 {
             let update = updates.next().await.expect("open").expect("an update");
             let svid = update.default_svid().expect("an SVID");
-            let (_, cert) = x509_parser::parse_x509_certificate(svid.leaf().as_bytes()).expect("a certificate");
+            let (_, cert) =
+                x509_parser::parse_x509_certificate(svid.leaf().as_bytes()).expect("a certificate");
             serials.insert(cert.raw_serial().to_vec());
         }
     };

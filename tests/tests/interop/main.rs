@@ -1,0 +1,4 @@
+//! Foreign programs against our sockets: a real Envoy, the PyPI client, go-spiffe. They run when `./test` says so.
+
+mod clients;
+mod envoy;
