@@ -1,1 +1,127 @@
-//! WorkloadAttestor unix: selectors from the calling process.
+//! WorkloadAttestor `unix`: what the kernel says about a calling process, as selectors.
+//!
+//! User and groups are the credentials that the kernel pinned when the caller connected; the executable is the
+//! file that [`Caller::executable`] proved to lie at its path. Nothing here is read by process ID.
+
+mod hashes;
+mod names;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use svid_core::hcl::{self, Body, Reader, Report, Unknown};
+use svid_core::selector::Selector;
+use svid_plugin_api::{Caller, Executable, PluginError, WorkloadAttestor};
+
+use crate::hashes::Hashes;
+use crate::names::{Database, Names};
+
+/// The plugin's name and the type of its selectors.
+pub const NAME: &str = "unix";
+
+/// What `plugin_data` may say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnixConfig {
+    /// Also make `path` and, unless the limit forbids it, `sha256` selectors.
+    pub discover_workload_path: bool,
+    /// Largest executable to hash in bytes. 0: no limit; negative: none is hashed. A larger one fails attestation.
+    pub workload_size_limit: i64,
+}
+
+impl UnixConfig {
+    /// Reads a `plugin_data` block. The value is only meant to be used when the report holds no errors.
+    pub fn read(body: &Body) -> (Self, Report) {
+        hcl::decode(body, Self::from_reader)
+    }
+
+    fn from_reader(reader: &mut Reader) -> Self {
+        let config = Self {
+            discover_workload_path: reader.bool("discover_workload_path").unwrap_or_default(),
+            workload_size_limit: reader.int("workload_size_limit").unwrap_or_default(),
+        };
+        reader.finish(Unknown::Refuse);
+        config
+    }
+
+    /// The limit on hashing: `None` when nothing is hashed, `u64::MAX` when there is no limit.
+    fn hash_limit(&self) -> Option<u64> {
+        match u64::try_from(self.workload_size_limit) {
+            Ok(0) => Some(u64::MAX),
+            Ok(limit) => Some(limit),
+            Err(_) => None,
+        }
+    }
+}
+
+/// The attestor. Its caches are bounded: names by age, hashes by number.
+pub struct UnixAttestor {
+    config: UnixConfig,
+    users: Names,
+    groups: Names,
+    hashes: Hashes,
+}
+
+impl UnixAttestor {
+    /// An attestor with empty caches.
+    pub fn new(config: UnixConfig) -> Self {
+        Self {
+            config,
+            users: Names::new(Database::Users),
+            groups: Names::new(Database::Groups),
+            hashes: Hashes::default(),
+        }
+    }
+
+    async fn push_ids(&self, caller: &dyn Caller, values: &mut Vec<String>) {
+        values.push(format!("uid:{}", caller.uid()));
+        if let Some(name) = self.users.of(caller.uid()).await {
+            values.push(format!("user:{name}"));
+        }
+        values.push(format!("gid:{}", caller.gid()));
+        if let Some(name) = self.groups.of(caller.gid()).await {
+            values.push(format!("group:{name}"));
+        }
+        for gid in caller.groups() {
+            values.push(format!("supplementary_gid:{gid}"));
+            if let Some(name) = self.groups.of(*gid).await {
+                values.push(format!("supplementary_group:{name}"));
+            }
+        }
+    }
+
+    async fn push_executable(&self, caller: &dyn Caller, values: &mut Vec<String>) -> Result<(), PluginError> {
+        let Executable { path, file } = caller.executable()?;
+        values.push(format!("path:{}", path_text(&path)?));
+        if let Some(limit) = self.config.hash_limit() {
+            let hash = self.hashes.sha256(file, limit).await;
+            let hash = hash.map_err(|err| PluginError::internal(format!("SHA256 digest: {}: {err}", path.display())))?;
+            values.push(format!("sha256:{hash}"));
+        }
+        Ok(())
+    }
+}
+
+/// A path that is not UTF-8 cannot be a selector, and a lossy one could stand for another file.
+fn path_text(path: &Path) -> Result<&str, PluginError> {
+    path.to_str().ok_or_else(|| PluginError::internal("path lookup: the executable's path is not UTF-8"))
+}
+
+#[async_trait]
+impl WorkloadAttestor for UnixAttestor {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    async fn attest(&self, caller: &dyn Caller) -> Result<Vec<Selector>, PluginError> {
+        let mut values = Vec::with_capacity(8 + 2 * caller.groups().len());
+        self.push_ids(caller, &mut values).await;
+        if self.config.discover_workload_path {
+            self.push_executable(caller, &mut values).await?;
+        }
+        let selectors = values.iter().map(|value| Selector::new(NAME, value));
+        selectors.collect::<Result<_, _>>().map_err(|err| PluginError::internal(err.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
