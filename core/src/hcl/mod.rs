@@ -78,6 +78,9 @@ pub enum Kind {
     Object(Body),
 }
 
+/// An object with the keys that lead to it and the line of the first key.
+pub type Flat = (Vec<String>, Body, u32);
+
 impl Kind {
     /// The word an error message uses for this kind of value.
     pub fn name(&self) -> &'static str {
@@ -124,7 +127,7 @@ impl Body {
     /// Every object found under `depth` keys, however the nesting is written: with `depth` 2, each of
     /// `T "n" { }`, `T { n { } }` and `T = { "n" = { } }` gives (`["T", "n"]`, body, line). Items that end
     /// before that depth are left out and returned as the second value.
-    pub fn flatten(&self, depth: usize) -> (Vec<(Vec<String>, Body, u32)>, Vec<&Item>) {
+    pub fn flatten(&self, depth: usize) -> (Vec<Flat>, Vec<&Item>) {
         let mut found = Vec::new();
         let mut short = Vec::new();
         for item in &self.items {
@@ -139,12 +142,7 @@ impl Body {
     }
 }
 
-fn flatten_into(
-    item: &Item,
-    path: &mut Vec<String>,
-    depth: usize,
-    found: &mut Vec<(Vec<String>, Body, u32)>,
-) {
+fn flatten_into(item: &Item, path: &mut Vec<String>, depth: usize, found: &mut Vec<Flat>) {
     path.push(item.key.clone());
     for body in item.unlabelled() {
         if path.len() == depth {
