@@ -1,1 +1,156 @@
-//! Node attestation.
+//! How a node becomes an agent: the AttestAgent dialogue, and the renewal of an agent's certificate.
+//! Source: `spire-server.md`, section 5. Nothing is signed before its serial number is stored.
+
+mod dialogue;
+
+use std::sync::Arc;
+
+use svid_core::clock::unix_seconds;
+use svid_core::id::SpiffeId;
+use svid_core::selector::{Selector, SelectorSet};
+use svid_core::x509::{PublicKey, VerifiedCsr, X509Svid};
+use svid_plugin_api::ServerNodeAttestor;
+use tonic::Status;
+
+use crate::api::Context;
+use crate::api::status::{self, invalid};
+use crate::ca::CaError;
+use crate::store::{NewNode, StoreError};
+
+pub use dialogue::serve;
+
+/// The type of join token payloads. They are handled here, whether configured or not, as in SPIRE.
+pub const JOIN_TOKEN: &str = "join_token";
+
+/// The node attestors besides join tokens.
+#[derive(Clone, Default)]
+pub struct Attestors(Vec<Arc<dyn ServerNodeAttestor>>);
+
+impl Attestors {
+    /// Attestors in the configuration's order.
+    pub fn new(attestors: Vec<Arc<dyn ServerNodeAttestor>>) -> Self {
+        Self(attestors)
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<dyn ServerNodeAttestor>> {
+        self.0.iter().find(|attestor| attestor.name() == name)
+    }
+}
+
+/// What an attestation found out, before anything is stored.
+struct Attested {
+    /// The attestor's name.
+    kind: String,
+    id: SpiffeId,
+    selector_values: Vec<String>,
+    can_reattest: bool,
+    /// Consumed in the transaction that creates the node.
+    join_token: Option<String>,
+}
+
+fn csr_key(csr: &[u8]) -> Result<PublicKey, Status> {
+    let csr = VerifiedCsr::from_der(csr).map_err(|error| invalid("failed to parse CSR", error))?;
+    Ok(csr.into_public_key())
+}
+
+fn sign_failed(error: &CaError) -> Status {
+    status::ca("failed to sign X509 SVID", error)
+}
+
+fn selectors(attested: &Attested, id_as_selector: bool) -> Result<SelectorSet, Status> {
+    let own = attested.selector_values.iter().map(|value| Selector::new(&attested.kind, value));
+    let id = id_as_selector.then(|| Selector::new("spiffe_id", attested.id.as_str()));
+    let all: Result<Vec<_>, _> = own.chain(id).collect();
+    let all = all.map_err(|error| Status::internal(format!("node attestor gave an invalid selector: {error}")))?;
+    Ok(all.into_iter().collect())
+}
+
+/// The rules for IDs that attestors produce.
+fn check_id(context: &Context, attested: &Attested) -> Result<(), Status> {
+    let id = &attested.id;
+    if *id == context.trust_domain.server_id() {
+        return Err(Status::internal("agent ID cannot collide with the server ID"));
+    }
+    if let Err(error) = id.require_member(&context.trust_domain) {
+        return Err(Status::internal(format!("failed to sign X509 SVID: {error}")));
+    }
+    if !id.path().starts_with(&format!("/spire/agent/{}/", attested.kind)) {
+        tracing::warn!(
+            agent_id = %id,
+            node_attestor_type = %attested.kind,
+            "The node attestor produced an invalid agent ID; future releases will enforce that agent IDs are within \
+             the reserved agent namespace for the node attestor"
+        );
+    }
+    Ok(())
+}
+
+/// Prepares the SVID, stores its serial number together with the node, and only then signs.
+async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X509Svid, Status> {
+    check_id(context, attested)?;
+    let selectors = selectors(attested, context.agent_spiffe_id_as_selector)?;
+    let key = csr_key(csr)?;
+    let now = context.clock.now();
+    let snapshot = context.ca.snapshot();
+    let authority = snapshot.x509_authority(now).map_err(|error| sign_failed(&error))?;
+    let prepared = context.ca.prepare_agent_x509(authority, &attested.id, key, now);
+    let prepared = prepared.map_err(|error| sign_failed(&error))?;
+    let node = NewNode {
+        id: attested.id.clone(),
+        attestation_type: attested.kind.clone(),
+        serial: prepared.serial_decimal(),
+        expires_at: unix_seconds(prepared.life().not_after),
+        can_reattest: attested.can_reattest,
+        selectors,
+    };
+    let stored = match &attested.join_token {
+        Some(token) => context.store.attest_with_join_token(token, node, unix_seconds(now)).await,
+        None => context.store.attest_node(node, unix_seconds(now)).await,
+    };
+    stored.map_err(|error| not_stored(&error))?;
+    prepared.sign().map_err(|error| sign_failed(&error.into()))
+}
+
+fn not_stored(error: &StoreError) -> Status {
+    match error {
+        StoreError::Banned => Status::permission_denied("failed to attest: agent is banned"),
+        StoreError::TokenUnknown => {
+            Status::invalid_argument("failed to attest: join token does not exist or has already been used")
+        }
+        StoreError::TokenExpired => Status::invalid_argument("join token expired"),
+        StoreError::CannotReattest => Status::permission_denied(format!("failed to attest: {error}")),
+        error => status::store("failed to create attested agent", error),
+    }
+}
+
+/// A new SVID for an agent that has one. The old one stays good until the new one is used.
+/// # Errors
+/// SPIRE's statuses.
+pub async fn renew(context: &Context, agent: &SpiffeId, csr: &[u8]) -> Result<X509Svid, Status> {
+    let key = csr_key(csr)?;
+    let now = context.clock.now();
+    let snapshot = context.ca.snapshot();
+    let authority = snapshot.x509_authority(now).map_err(|error| sign_failed(&error))?;
+    let prepared = context.ca.prepare_agent_x509(authority, agent, key, now);
+    let prepared = prepared.map_err(|error| sign_failed(&error))?;
+    let expires_at = unix_seconds(prepared.life().not_after);
+    let stored = context.store.renew_node(agent, &prepared.serial_decimal(), expires_at).await;
+    stored.map_err(|error| match error {
+        StoreError::Banned => Status::permission_denied("failed to update agent: agent is banned"),
+        error => status::store_or_not_found("failed to update agent", "agent not found", &error),
+    })?;
+    let svid = prepared.sign().map_err(|error| sign_failed(&error.into()))?;
+    log_issued(&svid, "renewal");
+    Ok(svid)
+}
+
+fn log_issued(svid: &X509Svid, why: &'static str) {
+    tracing::info!(
+        spiffe_id = %svid.id(),
+        agent_id = %svid.id(),
+        serial_num = %svid.serial_decimal(),
+        expiration = unix_seconds(svid.not_after()),
+        reason = why,
+        "Signed agent X509 SVID"
+    );
+}

@@ -4,7 +4,6 @@ mod federation;
 mod flags;
 mod plugins;
 mod section;
-mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -14,10 +13,11 @@ use std::time::Duration;
 use svid_core::hcl::{self, HclError, Problem, Reader, Report, Unknown};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::key::KeyType;
+use svid_daemon::config::{HealthConfig, LogConfig, TelemetryConfig};
+use svid_daemon::log::LogOptions;
 
 pub use flags::{FlagError, RunFlags};
 pub use plugins::{DataStore, KeyManagerChoice, NodeAttestorChoice, Plugins, UpstreamChoice};
-pub use telemetry::{HealthChecks, PrometheusSink, Telemetry};
 
 /// Where SPIRE looks for the file when no flag names one, relative to the working directory.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -33,7 +33,7 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Host or address of the TCP API.
     pub bind_address: String,
-    /// Port of the TCP API; 0 lets the system choose (an addition of ours, for tests).
+    /// Port of the TCP API.
     pub bind_port: u16,
     /// The admin socket.
     pub socket_path: PathBuf,
@@ -46,7 +46,7 @@ pub struct ServerConfig {
     /// What the authority signs, and for how long.
     pub ca: CaSettings,
     /// Where log lines go.
-    pub log: LogSettings,
+    pub log: LogOptions,
     /// Which limits hold.
     pub ratelimit: RateLimits,
     /// Removal of agents that expired long ago; absent when off.
@@ -58,9 +58,9 @@ pub struct ServerConfig {
     /// The plugins, by type.
     pub plugins: Plugins,
     /// Metrics.
-    pub telemetry: Telemetry,
-    /// The HTTP health listener; absent when off.
-    pub health: Option<HealthChecks>,
+    pub telemetry: TelemetryConfig,
+    /// The HTTP health listener.
+    pub health: HealthConfig,
 }
 
 /// What the authority signs, and for how long.
@@ -86,19 +86,6 @@ pub struct CaSettings {
     pub disable_jwt_svids: bool,
     /// The `iss` claim.
     pub jwt_issuer: Option<String>,
-}
-
-/// Where log lines go.
-#[derive(Clone, Debug)]
-pub struct LogSettings {
-    /// A file to append to; standard output when absent.
-    pub file: Option<PathBuf>,
-    /// A logrus level name in lower case.
-    pub level: String,
-    /// True for JSON lines.
-    pub json: bool,
-    /// File and line of the code in every log line.
-    pub source_location: bool,
 }
 
 /// Which per-address limits hold.
@@ -212,8 +199,12 @@ fn read_file(file: &mut Reader, flags: &RunFlags) -> Option<ServerConfig> {
     let server = file.block("server", |server| section::read(server, flags));
     let data_dir = server.as_ref().and_then(|server| server.data_dir.clone());
     let plugins = plugins::read(file, data_dir.as_deref());
-    let telemetry = telemetry::read(file);
-    let health = telemetry::read_health(file);
+    let telemetry = TelemetryConfig::read(file);
+    if telemetry.prometheus.as_ref().is_some_and(|sink| sink.tls.is_some()) {
+        // Serving in the clear what was asked to be served under TLS would be worse than not starting.
+        file.error("telemetry", "TLS for the Prometheus listener is not built into this server yet");
+    }
+    let health = HealthConfig::read(file);
     if !had_plugins {
         file.error("plugins", "plugins section must be configured");
     }

@@ -135,7 +135,7 @@ fn read_block(kind: &str, name: &str, r: &mut Reader) -> Option<Block> {
     r.string("plugin_checksum");
     let file = r.string("plugin_data_file").filter(|file| !file.is_empty());
     let data = r.raw("plugin_data");
-    r.finish(Unknown::Refuse);
+    r.finish(Unknown::Warn);
     if !enabled {
         return None;
     }
@@ -232,7 +232,7 @@ fn disk_keys(r: &mut Reader) -> Option<KeyManagerChoice> {
 }
 
 fn upstream_disk(r: &mut Reader) -> Option<UpstreamChoice> {
-    let mut required = |key: &str, r: &mut Reader| {
+    let required = |key: &str, r: &mut Reader| {
         let path = r.string(key).filter(|path| !path.is_empty()).map(PathBuf::from);
         if path.is_none() {
             r.error(key, "must be configured");

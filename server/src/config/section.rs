@@ -6,16 +6,15 @@ use std::time::Duration;
 use svid_core::hcl::{Reader, Unknown};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::key::KeyType;
+use svid_daemon::log::LogError;
 
 use super::flags::RunFlags;
 use super::{
-    CaSettings, DEFAULT_SOCKET_PATH, HealthChecks, LogSettings, NodePruning, Plugins, RateLimits, ServerConfig,
-    Telemetry, federation,
+    CaSettings, DEFAULT_SOCKET_PATH, HealthConfig, LogConfig, LogOptions, NodePruning, Plugins, RateLimits,
+    ServerConfig, TelemetryConfig, federation,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// No SVID is guaranteed to live longer: the last sixth of a CA's life, but at most a week, is left for them.
-const MAX_SVID_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const NOTHING: &str = "has no effect: this server keeps its view of the database up to date by itself";
 
 /// The section with defaults filled in. What is `None` was missing, and that was recorded as a mistake.
@@ -29,7 +28,7 @@ pub(super) struct ServerSection {
     audit_log_enabled: bool,
     agent_ttl: Option<Duration>,
     ca: CaSettings,
-    log: LogSettings,
+    log: LogOptions,
     ratelimit: RateLimits,
     node_pruning: Option<NodePruning>,
     experimental: Experimental,
@@ -44,8 +43,8 @@ struct Experimental {
 pub(super) fn assemble(
     server: ServerSection,
     plugins: Plugins,
-    telemetry: Telemetry,
-    health: Option<HealthChecks>,
+    telemetry: TelemetryConfig,
+    health: HealthConfig,
 ) -> Option<ServerConfig> {
     Some(ServerConfig {
         trust_domain: server.trust_domain?,
@@ -73,7 +72,6 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
     let bind_port = r.port("bind_port").filter(|port| *port != 0);
     let ca = read_ca(r);
     let agent_ttl = ttl(r, "agent_ttl");
-    warn_about_ttls(r, &ca, agent_ttl);
     let section = ServerSection {
         data_dir: data_dir(r, flags),
         trust_domain: trust_domain(r, flags),
@@ -228,40 +226,18 @@ fn key_type(r: &mut Reader, key: &str) -> Option<KeyType> {
     }
 }
 
-fn warn_about_ttls(r: &mut Reader, ca: &CaSettings, agent_ttl: Option<Duration>) {
-    let max = (ca.ca_ttl / 6).min(MAX_SVID_TTL);
-    let mut lives = vec![
-        ("default_x509_svid_ttl", ca.default_x509_svid_ttl),
-        ("default_jwt_svid_ttl", ca.default_jwt_svid_ttl),
-    ];
-    lives.extend(agent_ttl.map(|ttl| ("agent_ttl", ttl)));
-    for (key, _) in lives.into_iter().filter(|(_, life)| *life > max) {
-        let message = format!(
-            "{key} is too high for the configured ca_ttl value. SVIDs with shorter lifetimes may be issued. \
-             Please set {key} to {} or less to guarantee the full {key} lifetime when CA rotations are scheduled.",
-            svid_core::hcl::duration::format_go(max),
-        );
-        r.warn(key, message);
-    }
-}
-
-fn read_log(r: &mut Reader, flags: &RunFlags) -> LogSettings {
-    let level = text(r, "log_level", flags.log_level.as_ref()).unwrap_or_else(|| "info".into()).to_lowercase();
-    const LEVELS: [&str; 8] = ["panic", "fatal", "error", "warn", "warning", "info", "debug", "trace"];
-    if !LEVELS.contains(&level.as_str()) {
-        r.error("log_level", format!("not a valid log level: {level:?}"));
-    }
-    let format = text(r, "log_format", flags.log_format.as_ref()).unwrap_or_else(|| "text".into()).to_lowercase();
-    if !["text", "json"].contains(&format.as_str()) {
-        r.error("log_format", format!("unknown logger format: {format:?}"));
-    }
-    let file = r.string("log_file").filter(|file| !file.is_empty()).map(PathBuf::from);
-    LogSettings {
-        file: flags.log_file.clone().or(file),
-        level,
-        json: format == "json",
-        source_location: r.bool("log_source_location").unwrap_or_default() || flags.log_source_location,
-    }
+fn read_log(r: &mut Reader, flags: &RunFlags) -> LogOptions {
+    let mut log = LogConfig::read(r);
+    log.level = flags.log_level.clone().or(log.level);
+    log.format = flags.log_format.clone().or(log.format);
+    log.source_location |= flags.log_source_location;
+    let mut options = log.options().unwrap_or_else(|error| {
+        let key = if matches!(error, LogError::Format(_)) { "log_format" } else { "log_level" };
+        r.error(key, error.to_string());
+        LogOptions::default()
+    });
+    options.file = flags.log_file.clone().or(options.file);
+    options
 }
 
 fn read_ratelimit(r: &mut Reader) -> RateLimits {

@@ -40,7 +40,7 @@ fn good_file() {
     let loaded = read(GOOD).expect("valid");
     assert_eq!(loaded.config.trust_domain.as_str(), "example.org");
     assert_eq!(loaded.config.bind_port, 8081);
-    assert_eq!(loaded.config.log.level, "debug");
+    assert_eq!(loaded.config.log.level, svid_daemon::log::LogLevel::Debug);
     assert_eq!(loaded.config.ratelimit, RateLimits { attestation: false, signing: true });
     assert_eq!(loaded.config.socket_path, Path::new(DEFAULT_SOCKET_PATH));
     let keys: Vec<&str> = loaded.warnings.iter().map(|problem| problem.key.as_str()).collect();
@@ -52,7 +52,7 @@ fn mistakes_have_lines_and_spires_words() {
     refused("trust_domain = \"example.org\"", "", &["trust_domain must be configured"]);
     refused("data_dir = \"/tmp/data\"", "", &["data_dir must be configured"]);
     refused("trust_domain = \"example.org\"", "trust_domain = \"Example\"", &["line 5", "could not parse trust_domain"]);
-    refused("log_level = \"DEBUG\"", "log_level = \"loud\"", &["line 7", "not a valid log level"]);
+    refused("log_level = \"DEBUG\"", "log_level = \"loud\"", &["line 7", "not a valid logrus Level"]);
     refused("ca_ttl = \"72h\"", "ca_ttl = \"72\"", &["line 8", "server.ca_ttl"]);
     refused("ca_ttl", "ca_ttll", &["line 8", "unknown configuration key"]);
     refused("attestation = false", "attest = false", &["unknown configuration key"]);
@@ -77,7 +77,8 @@ fn flags_go_over_the_file() {
     let flags = RunFlags::parse(&args).expect("valid");
     assert!(flags.expand_env);
     let config = parse(GOOD, Path::new("x"), &flags).expect("valid").config;
-    assert_eq!((config.trust_domain.as_str(), config.bind_port, config.log.level.as_str()), ("other.org", 9, "warn"));
+    assert_eq!((config.trust_domain.as_str(), config.bind_port), ("other.org", 9));
+    assert_eq!(config.log.level, svid_daemon::log::LogLevel::Warn);
     let bad: Vec<std::ffi::OsString> = vec!["-nope".into()];
     assert_eq!(RunFlags::parse(&bad), Err(FlagError::Unknown("nope".into())));
 }

@@ -1,0 +1,159 @@
+//! The parts that the wiring puts together, each from its configuration.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use svid_core::clock::Clock;
+use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
+use svid_plugin_api::{KeyManager, PluginError, ServerNodeAttestor, UpstreamAuthority};
+use svid_upstream_disk::{DiskConfig, UpstreamDisk};
+
+use super::RunError;
+use crate::attest::Attestors;
+use crate::ca::{CaConfig, CaSubject};
+use crate::config::{KeyManagerChoice, NodeAttestorChoice, ServerConfig, UpstreamChoice};
+use crate::store::{HousekeepingOptions, ServerClaim, Store, StoreConfig, housekeeping as sweep};
+
+/// A server that was not heard of for this long is gone.
+const LEASE: Duration = Duration::from_secs(90);
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// This server's name in the database: random at the first start, kept in the data directory.
+pub(super) fn server_id(data_dir: &Path) -> Result<String, RunError> {
+    let path = data_dir.join("server-id");
+    let failed = |source| RunError::File { path: path.display().to_string(), source };
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse::<uuid::Uuid>() {
+            Ok(id) => return Ok(id.to_string()),
+            Err(_) => return Err(failed(std::io::Error::other("does not hold a UUID; restore it or remove it"))),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    let fresh = data_dir.join("server-id.new");
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        writeln!(file, "{id}")?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)?;
+        fs::File::open(data_dir)?.sync_all()
+    };
+    write().map_err(failed)?;
+    Ok(id)
+}
+
+pub(super) async fn open_store(config: &ServerConfig) -> Result<Store, RunError> {
+    let store = StoreConfig::sqlite(&config.plugins.data_store.connection_string)?;
+    Ok(Store::open(&store, &config.trust_domain).await?)
+}
+
+/// What the kernel calls this machine.
+pub(super) fn host_name() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned())
+}
+
+/// Claims this server's id and gives the name under which it is held.
+pub(super) async fn claim(
+    store: &Store,
+    config: &ServerConfig,
+    server_id: &str,
+    clock: &Clock,
+) -> Result<String, RunError> {
+    let host = host_name().unwrap_or_default();
+    let data_dir = fs::canonicalize(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let holder = uuid::Uuid::new_v4().to_string();
+    store
+        .register_server(ServerClaim {
+            server_id: server_id.to_owned(),
+            host: format!("{host}:{}", data_dir.display()),
+            holder: holder.clone(),
+            now: clock.unix(),
+            lease: i64::try_from(LEASE.as_secs()).unwrap_or(i64::MAX),
+        })
+        .await?;
+    Ok(holder)
+}
+
+/// Goes on claiming the id. A lost database is no reason to stop: memory goes on serving.
+pub(super) async fn heartbeat(store: Store, server_id: String, holder: String, clock: Clock) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        if let Err(error) = store.heartbeat_server(&server_id, &holder, clock.unix()).await {
+            tracing::warn!(error = %svid_daemon::log::chain(&error), "Heartbeat failed");
+        }
+    }
+}
+
+pub(super) fn housekeeping(config: &ServerConfig, store: &Store, clock: &Clock) -> impl Future<Output = ()> + use<> {
+    let pruning = config.node_pruning;
+    let options = HousekeepingOptions {
+        prune_nodes_after: pruning.map(|pruning| pruning.expired_for),
+        prune_tofu_nodes: pruning.is_some_and(|pruning| pruning.tofu),
+        prune_nodes_batch: pruning.map_or(0, |pruning| pruning.batch_size),
+    };
+    sweep(store.clone(), clock.clone(), options)
+}
+
+fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError>) -> Result<T, RunError> {
+    made.map_err(|source| RunError::Plugin { kind, name, source })
+}
+
+pub(super) fn key_manager(config: &ServerConfig) -> Result<Arc<dyn KeyManager>, RunError> {
+    match &config.plugins.key_manager {
+        KeyManagerChoice::Memory => Ok(Arc::new(MemoryKeyManager::new())),
+        KeyManagerChoice::Disk { keys_path } => {
+            Ok(Arc::new(plugin("KeyManager", "disk", DiskKeyManager::open(keys_path))?))
+        }
+    }
+}
+
+pub(super) fn upstream(config: &ServerConfig, clock: &Clock) -> Result<Option<Arc<dyn UpstreamAuthority>>, RunError> {
+    let Some(UpstreamChoice::Disk { cert_file_path, key_file_path, bundle_file_path }) = &config.plugins.upstream
+    else {
+        return Ok(None);
+    };
+    let disk = DiskConfig {
+        cert_file_path: cert_file_path.clone(),
+        key_file_path: key_file_path.clone(),
+        bundle_file_path: bundle_file_path.clone(),
+    };
+    let opened = UpstreamDisk::open(disk, config.trust_domain.clone(), clock.clone());
+    Ok(Some(Arc::new(plugin("UpstreamAuthority", "disk", opened)?)))
+}
+
+pub(super) fn attestors(config: &ServerConfig) -> Result<Attestors, RunError> {
+    let mut attestors: Vec<Arc<dyn ServerNodeAttestor>> = Vec::new();
+    for choice in &config.plugins.node_attestors {
+        match choice {
+            NodeAttestorChoice::JoinToken => {}
+            NodeAttestorChoice::X509Pop(_) => {}
+        }
+    }
+    attestors.shrink_to_fit();
+    Ok(Attestors::new(attestors))
+}
+
+pub(super) fn ca_config(config: &ServerConfig) -> CaConfig {
+    let ca = &config.ca;
+    CaConfig {
+        trust_domain: config.trust_domain.clone(),
+        ca_ttl: ca.ca_ttl,
+        ca_key_type: ca.ca_key_type,
+        jwt_key_type: ca.jwt_key_type,
+        ca_subject: CaSubject {
+            country: ca.country.clone(),
+            organization: ca.organization.clone(),
+            common_name: ca.common_name.clone(),
+        },
+        jwt_issuer: ca.jwt_issuer.clone(),
+        disable_jwt_svids: ca.disable_jwt_svids,
+        default_x509_svid_ttl: ca.default_x509_svid_ttl,
+        default_jwt_svid_ttl: ca.default_jwt_svid_ttl,
+        agent_ttl: config.agent_ttl,
+    }
+}
