@@ -34,13 +34,16 @@ pub(crate) fn read(path: &Path) -> Result<Keys, PluginError> {
 }
 
 fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PluginError> {
-    let fail = |what: &str| PluginError::internal(format!("unable to read keys from {}: {what}", path.display()));
+    let fail =
+        |what: &str| PluginError::internal(format!("unable to read keys from {}: {what}", path.display()));
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits());
     let file = match options.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Err(fail("it is a symbolic link")),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+            return Err(fail("it is a symbolic link"));
+        }
         Err(error) => return Err(fail(&error.to_string())),
     };
     let facts = file.metadata().map_err(|error| fail(&error.to_string()))?;
@@ -65,7 +68,10 @@ fn check_owner_and_mode(path: &Path, facts: &fs::Metadata) -> Result<(), String>
     }
     let mode = facts.mode() & 0o777;
     if mode & 0o002 != 0 {
-        return Err(format!("its mode {mode:04o} lets everybody write it; run: chmod 0600 {}", path.display()));
+        return Err(format!(
+            "its mode {mode:04o} lets everybody write it; run: chmod 0600 {}",
+            path.display()
+        ));
     }
     if mode & 0o077 != 0 {
         tracing::warn!(path = %path.display(), mode = format!("{mode:04o}"), "Private keys are readable by others; the mode should be 0600");
@@ -83,18 +89,23 @@ fn decode(bytes: &[u8]) -> Result<Keys, String> {
 
 fn decode_key(id: &str, text: &str) -> Result<LocalKey, String> {
     let bytes = STANDARD.decode(text).map_err(|_| format!("unable to parse key {id:?}: not base64"))?;
-    LocalKey::from_pkcs8(PrivateKeyDer::from_pkcs8(bytes)).map_err(|error| format!("unable to parse key {id:?}: {error}"))
+    LocalKey::from_pkcs8(PrivateKeyDer::from_pkcs8(bytes))
+        .map_err(|error| format!("unable to parse key {id:?}: {error}"))
 }
 
 /// Replaces the file: whole and durable, or not at all.
 pub(crate) fn write(path: &Path, keys: &Keys) -> Result<(), PluginError> {
     let text = encode(keys);
-    replace(path, &text)
-        .map_err(|error| PluginError::internal(format!("unable to write keys to {}: {error}", path.display())))
+    replace(path, &text).map_err(|error| {
+        PluginError::internal(format!("unable to write keys to {}: {error}", path.display()))
+    })
 }
 
 fn encode(keys: &Keys) -> Zeroizing<String> {
-    let room = keys.iter().map(|(id, key)| id.len() * 6 + key.private_key().secret_bytes().len() * 2 + 16).sum::<usize>();
+    let room = keys
+        .iter()
+        .map(|(id, key)| id.len() * 6 + key.private_key().secret_bytes().len() * 2 + 16)
+        .sum::<usize>();
     let mut text = Zeroizing::new(String::with_capacity(room + 64));
     text.push_str("{\n\t\"keys\": {");
     for (at, (id, key)) in keys.iter().enumerate() {
@@ -138,9 +149,7 @@ fn temporary(path: &Path) -> PathBuf {
 /// Makes the directory that the file lies in, for its owner only.
 pub(crate) fn create_dir(path: &Path) -> Result<(), PluginError> {
     let dir = parent(path);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| PluginError::internal(format!("unable to create directory {}: {error}", dir.display())))
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        PluginError::internal(format!("unable to create directory {}: {error}", dir.display()))
+    })
 }

@@ -25,7 +25,11 @@ pub(crate) struct Loaded {
     pub(crate) roots: Arc<[X509Authority]>,
 }
 
-pub(crate) fn load(config: &DiskConfig, trust_domain: &TrustDomain, now: SystemTime) -> Result<Loaded, PluginError> {
+pub(crate) fn load(
+    config: &DiskConfig,
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<Loaded, PluginError> {
     let signer = read_key(&config.key_file_path)
         .map_err(|error| PluginError::invalid(format!("unable to load upstream CA key: {error}")))?;
     let certs = read_certs(&config.cert_file_path)
@@ -89,11 +93,16 @@ fn prove(
         subject: Subject::Spire,
         not_after_limit: None,
     };
-    let svid = authority.prepare(template, now).and_then(|prepared| prepared.sign()).map_err(|error| words(&error))?;
+    let svid = authority
+        .prepare(template, now)
+        .and_then(|prepared| prepared.sign())
+        .map_err(|error| words(&error))?;
     let roots = Roots::for_trust_domain(trust_domain, roots).map_err(|error| words(&error))?;
     let chain: Vec<&[u8]> = svid.chain().iter().collect();
     verify(&chain, &roots, now).map(drop).map_err(|error| {
-        refuse(&format!("certificate cannot be validated with the provided bundle or is not self-signed: {error}"))
+        refuse(&format!(
+            "certificate cannot be validated with the provided bundle or is not self-signed: {error}"
+        ))
     })
 }
 

@@ -32,7 +32,8 @@ fn root() -> Ca {
 fn below(parent: &Ca) -> Ca {
     let key = LocalKey::generate(KeyType::EcP384).unwrap();
     let signer = LocalKey::from_pkcs8(copy(&parent.key)).unwrap().into_signer();
-    let template = CaTemplate { trust_domain: trust_domain(), public_key: PublicKey::of(&key).unwrap(), ttl: HOUR * 5 };
+    let template =
+        CaTemplate { trust_domain: trust_domain(), public_key: PublicKey::of(&key).unwrap(), ttl: HOUR * 5 };
     let parent = Authority::new(&parent.cert, Vec::new(), signer).unwrap();
     let chain = parent.issue_downstream_ca(template, SystemTime::now()).unwrap();
     Ca { key, cert: chain.leaf().to_vec() }
@@ -102,7 +103,10 @@ async fn an_intermediate_brings_its_chain() {
     };
     check(write(dir.path(), &middle.key, &[&middle, &root], None), "only self-signed CAs are supported");
     check(write(dir.path(), &middle.key, &[&middle], None), "only self-signed CAs are supported");
-    check(write(dir.path(), &middle.key, &[&middle], Some(&other)), "cannot be validated with the provided bundle");
+    check(
+        write(dir.path(), &middle.key, &[&middle], Some(&other)),
+        "cannot be validated with the provided bundle",
+    );
     check(write(dir.path(), &other.key, &[&middle], Some(&root)), "certificate and private key do not match");
 }
 

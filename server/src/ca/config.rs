@@ -76,7 +76,9 @@ impl CaConfig {
             ("agent_ttl", self.agent_ttl),
         ]
         .into_iter()
-        .filter_map(|(name, ttl)| ttl.filter(|ttl| *ttl > max).map(|ttl| ttl_warning(name, ttl, self.ca_ttl, max)))
+        .filter_map(|(name, ttl)| {
+            ttl.filter(|ttl| *ttl > max).map(|ttl| ttl_warning(name, ttl, self.ca_ttl, max))
+        })
         .collect()
     }
 }
@@ -87,7 +89,11 @@ fn ttl_warning(name: &str, ttl: Duration, ca_ttl: Duration, max: Duration) -> St
     } else {
         format!("set {name} to {} or less, or ca_ttl to {} or more", go(max), go(ttl * ACTIVATE_DIVISOR))
     };
-    format!("{name} ({}) is too high for the configured ca_ttl ({}): SVIDs may end sooner than asked; {remedy}", go(ttl), go(ca_ttl))
+    format!(
+        "{name} ({}) is too high for the configured ca_ttl ({}): SVIDs may end sooner than asked; {remedy}",
+        go(ttl),
+        go(ca_ttl)
+    )
 }
 
 /// A duration as configuration files write it: `1h30m`.

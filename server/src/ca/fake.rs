@@ -150,7 +150,11 @@ impl CaStore for FakeStore {
         Ok(self.disk.bundle.lock().expect("lock").clone())
     }
 
-    async fn append_to_bundle(&self, x509: &[X509Authority], jwt: &[JwtAuthority]) -> Result<(), CaStoreError> {
+    async fn append_to_bundle(
+        &self,
+        x509: &[X509Authority],
+        jwt: &[JwtAuthority],
+    ) -> Result<(), CaStoreError> {
         self.write(|| {
             self.disk.change(|bundle| {
                 for root in x509 {

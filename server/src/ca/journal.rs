@@ -34,7 +34,12 @@ impl Journal {
         &self.entries.jwt_keys
     }
 
-    pub(super) fn append_x509(&mut self, info: &AuthorityInfo, certificate: &[u8], upstream_chain: &[Vec<u8>]) {
+    pub(super) fn append_x509(
+        &mut self,
+        info: &AuthorityInfo,
+        certificate: &[u8],
+        upstream_chain: &[Vec<u8>],
+    ) {
         self.entries.x509_c_as.push(wire::X509caEntry {
             slot_id: info.slot.name().to_owned(),
             issued_at: unix_seconds(info.issued_at),

@@ -31,25 +31,31 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     pub(super) fn x509(&self, journal: &Journal) -> Slots<Authority> {
         let entries = journal.x509().iter().rev();
-        newest(AuthorityKind::X509, entries.map(|entry| {
-            let facts = EntryFacts::from(entry);
-            let held = self.held(AuthorityKind::X509, &facts, |signer| {
-                self.x509_key(&entry.certificate, &entry.upstream_chain, signer)
-            });
-            (facts, held)
-        }))
+        newest(
+            AuthorityKind::X509,
+            entries.map(|entry| {
+                let facts = EntryFacts::from(entry);
+                let held = self.held(AuthorityKind::X509, &facts, |signer| {
+                    self.x509_key(&entry.certificate, &entry.upstream_chain, signer)
+                });
+                (facts, held)
+            }),
+        )
     }
 
     pub(super) fn jwt(&self, journal: &Journal) -> Slots<JwtSigner> {
         let entries = journal.jwt().iter().rev();
-        newest(AuthorityKind::Jwt, entries.map(|entry| {
-            let facts = EntryFacts::from(entry);
-            let not_after = facts.info().map(|info| info.not_after);
-            let held = self.held(AuthorityKind::Jwt, &facts, |signer| {
-                self.jwt_key(&entry.kid, &entry.public_key, not_after.unwrap_or(self.now), signer)
-            });
-            (facts, held)
-        }))
+        newest(
+            AuthorityKind::Jwt,
+            entries.map(|entry| {
+                let facts = EntryFacts::from(entry);
+                let not_after = facts.info().map(|info| info.not_after);
+                let held = self.held(AuthorityKind::Jwt, &facts, |signer| {
+                    self.jwt_key(&entry.kid, &entry.public_key, not_after.unwrap_or(self.now), signer)
+                });
+                (facts, held)
+            }),
+        )
     }
 
     fn held<K>(
@@ -83,10 +89,13 @@ impl Loader<'_> {
         }
         match upstream_chain {
             [] if !self.bundle_has_root(certificate) => return Err(NOT_IN_BUNDLE),
-            [_, ..] if !self.has_upstream => return Err("signed by an upstream authority, and none is configured"),
+            [_, ..] if !self.has_upstream => {
+                return Err("signed by an upstream authority, and none is configured");
+            }
             _ => {}
         }
-        Authority::new(certificate, upstream_chain.to_vec(), signer.clone()).map_err(|_| "CA certificate is not usable")
+        Authority::new(certificate, upstream_chain.to_vec(), signer.clone())
+            .map_err(|_| "CA certificate is not usable")
     }
 
     fn jwt_key(

@@ -8,8 +8,10 @@ use super::slots::{AuthorityInfo, AuthorityKind};
 
 /// A time as SPIRE's log lines carry it.
 fn time(at: SystemTime) -> String {
-    jiff::Timestamp::try_from(at)
-        .map_or_else(|_| "out of range".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string())
+    jiff::Timestamp::try_from(at).map_or_else(
+        |_| "out of range".to_owned(),
+        |at| at.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string(),
+    )
 }
 
 /// An authority was prepared.
@@ -36,7 +38,12 @@ pub(super) fn prepared(kind: AuthorityKind, info: &AuthorityInfo, self_signed: b
 }
 
 /// An authority signs from now on.
-pub(super) fn activated(kind: AuthorityKind, info: &AuthorityInfo, trust_domain: &TrustDomain, now: SystemTime) {
+pub(super) fn activated(
+    kind: AuthorityKind,
+    info: &AuthorityInfo,
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) {
     let (issued_at, expiration) = (time(info.issued_at), time(info.not_after));
     match kind {
         AuthorityKind::X509 => {

@@ -203,7 +203,7 @@ impl Manager {
     }
 
     async fn prepare_x509(&mut self) -> Result<AuthorityInfo, CaError> {
-        let (slot, now) = (self.state.x509.free(), self.clock.now());
+        let (slot, now) = (self.state.x509.free(), whole_seconds(self.clock.now()));
         self.state.x509.discard_prepared();
         self.publish();
         tracing::debug!(%slot, "Preparing X509 CA");
@@ -226,7 +226,7 @@ impl Manager {
     }
 
     async fn prepare_jwt(&mut self) -> Result<AuthorityInfo, CaError> {
-        let (slot, now) = (self.state.jwt.free(), self.clock.now());
+        let (slot, now) = (self.state.jwt.free(), whole_seconds(self.clock.now()));
         self.state.jwt.discard_prepared();
         self.publish();
         tracing::debug!(%slot, "Preparing JWT key");
@@ -304,7 +304,18 @@ impl Manager {
     }
 }
 
-fn new_info(slot: SlotId, issued_at: SystemTime, not_after: SystemTime, authority_id: String) -> AuthorityInfo {
+/// Journal and bundle hold whole seconds: an authority is the same before and after a restart.
+fn whole_seconds(at: SystemTime) -> SystemTime {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn new_info(
+    slot: SlotId,
+    issued_at: SystemTime,
+    not_after: SystemTime,
+    authority_id: String,
+) -> AuthorityInfo {
     let status = Status::Prepared;
     AuthorityInfo { slot, status, issued_at, not_after, authority_id, upstream_authority_id: String::new() }
 }

@@ -23,7 +23,11 @@ pub(super) struct Minted {
     pub(super) roots: Vec<X509Authority>,
 }
 
-pub(super) fn self_signed(config: &CaConfig, signer: Arc<dyn Signer>, now: SystemTime) -> Result<Minted, CaError> {
+pub(super) fn self_signed(
+    config: &CaConfig,
+    signer: Arc<dyn Signer>,
+    now: SystemTime,
+) -> Result<Minted, CaError> {
     let der = self_signed_ca(&config.trust_domain, &config.ca_subject, config.ca_ttl, &*signer, now)?;
     let root = X509Authority::from_der(&der)?;
     Ok(Minted { authority: Authority::new(&der, Vec::new(), signer)?, roots: vec![root] })
@@ -43,7 +47,12 @@ pub(super) async fn upstream_signed(
 }
 
 /// Takes over what an upstream signed if it keeps the rules, and SVIDs signed with it verify to the upstream's roots.
-fn accept(config: &CaConfig, minted: MintedCa, signer: Arc<dyn Signer>, now: SystemTime) -> Result<Minted, CaError> {
+fn accept(
+    config: &CaConfig,
+    minted: MintedCa,
+    signer: Arc<dyn Signer>,
+    now: SystemTime,
+) -> Result<Minted, CaError> {
     let MintedCa { chain, roots } = minted;
     let ca_cert = chain.first().ok_or(CaError::UpstreamCa("the chain is empty"))?;
     if roots.is_empty() {
@@ -55,7 +64,12 @@ fn accept(config: &CaConfig, minted: MintedCa, signer: Arc<dyn Signer>, now: Sys
     Ok(Minted { authority, roots })
 }
 
-fn prove(config: &CaConfig, authority: &Authority, roots: &[X509Authority], now: SystemTime) -> Result<(), CaError> {
+fn prove(
+    config: &CaConfig,
+    authority: &Authority,
+    roots: &[X509Authority],
+    now: SystemTime,
+) -> Result<(), CaError> {
     let key = LocalKey::generate(KeyType::EcP256)?;
     let id = SpiffeId::from_parts(config.trust_domain.as_str(), "/spire/throwaway").expect("a constant path");
     let template = LeafTemplate {

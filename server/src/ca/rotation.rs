@@ -87,7 +87,9 @@ mod tests {
     #[test]
     fn steps() {
         let day = Some(span(0, 24));
-        let check = |active, prepared, hour: u32, want| assert_eq!(next_step(active, prepared, at(hour)), want, "hour {hour}");
+        let check = |active, prepared, hour: u32, want| {
+            assert_eq!(next_step(active, prepared, at(hour)), want, "hour {hour}")
+        };
         check(None, false, 0, Step::Prepare);
         check(None, true, 0, Step::Activate);
         check(day, false, 0, Step::SleepUntil(at(12)));
@@ -119,7 +121,8 @@ mod tests {
                     }
                     Step::SleepUntil(due) => {
                         assert!(due >= now);
-                        assert!(active.is_some_and(|active| active.not_after > now + (ttl / 6).min(DAY * 6) - Duration::from_secs(20)));
+                        assert!(active.is_some_and(|active| active.not_after
+                            > now + (ttl / 6).min(DAY * 6) - Duration::from_secs(20)));
                         // What a sleeper who checks each 10 s would see next.
                         let skip = due.duration_since(now).expect("due is ahead").as_secs() / 10 * 10;
                         now += Duration::from_secs(skip);

@@ -33,7 +33,11 @@ pub trait CaStore: Send + Sync {
     /// The trust domain's own bundle.
     async fn bundle(&self) -> Result<Option<Bundle>, CaStoreError>;
     /// Adds authorities to the bundle; those that are there already stay as they are.
-    async fn append_to_bundle(&self, x509: &[X509Authority], jwt: &[JwtAuthority]) -> Result<(), CaStoreError>;
+    async fn append_to_bundle(
+        &self,
+        x509: &[X509Authority],
+        jwt: &[JwtAuthority],
+    ) -> Result<(), CaStoreError>;
     /// Removes authorities that ended before `before`, but never the last of a kind. True if something went.
     async fn prune_bundle(&self, before: SystemTime) -> Result<bool, CaStoreError>;
     /// Marks an X.509 authority (subject key ID in hex) as tainted.

@@ -54,7 +54,11 @@ impl CaStore for StoredCa {
         Ok(self.store.bundle(&self.trust_domain).await?)
     }
 
-    async fn append_to_bundle(&self, x509: &[X509Authority], jwt: &[JwtAuthority]) -> Result<(), CaStoreError> {
+    async fn append_to_bundle(
+        &self,
+        x509: &[X509Authority],
+        jwt: &[JwtAuthority],
+    ) -> Result<(), CaStoreError> {
         Ok(self.store.append_bundle(&self.trust_domain, x509.to_vec(), jwt.to_vec()).await.map(drop)?)
     }
 

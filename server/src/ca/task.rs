@@ -40,12 +40,15 @@ pub(super) async fn run(mut manager: Manager, mut rotator: Rotator, mut inbox: m
 /// Until the first of the moments that lie ahead, at most one check interval. A moment that has passed is something
 /// that just failed to happen, which is tried again at the next check.
 fn pause(due: &[Option<SystemTime>], now: SystemTime) -> Duration {
-    let ahead = due.iter().flatten().filter_map(|due| due.duration_since(now).ok()).filter(|left| !left.is_zero());
+    let ahead =
+        due.iter().flatten().filter_map(|due| due.duration_since(now).ok()).filter(|left| !left.is_zero());
     ahead.map(|left| left + JUST_AFTER).fold(CHECK_INTERVAL, Duration::min)
 }
 
 /// The next set of upstream roots; waits for ever when there is no upstream, or it has no more to say.
-async fn next_roots(roots: &mut Option<watch::Receiver<Arc<[X509Authority]>>>) -> Option<Arc<[X509Authority]>> {
+async fn next_roots(
+    roots: &mut Option<watch::Receiver<Arc<[X509Authority]>>>,
+) -> Option<Arc<[X509Authority]>> {
     let Some(receiver) = roots else { return std::future::pending().await };
     if receiver.changed().await.is_err() {
         *roots = None;

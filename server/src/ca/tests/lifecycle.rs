@@ -65,7 +65,10 @@ async fn three_weeks_of_rotations() {
         manager.pass().await.expect("a pass that works");
         check_invariants(&disk, &manager.state, hands.now()).await;
         let info = active(&manager.state, AuthorityKind::X509);
-        assert!(info.not_after >= hands.now() + HOUR * 4 - Duration::from_secs(1), "no SVID of 4 h is cut short");
+        assert!(
+            info.not_after >= hands.now() + HOUR * 4 - Duration::from_secs(1),
+            "no SVID of 4 h is cut short"
+        );
         if seen.last() != Some(&info) {
             seen.push(info);
         }
@@ -131,7 +134,11 @@ async fn death_at_every_write() {
 }
 
 /// Three days of a server. Gives the authorities that were active or prepared when it died.
-async fn live_until_killed(disk: &Disk, fuse: &Arc<Fuse>, hands: &Hands) -> Vec<(AuthorityKind, Vec<String>)> {
+async fn live_until_killed(
+    disk: &Disk,
+    fuse: &Arc<Fuse>,
+    hands: &Hands,
+) -> Vec<(AuthorityKind, Vec<String>)> {
     let Ok(mut manager) = load(disk, fuse, hands).await else { return Vec::new() };
     for _ in 0..72 {
         let known = [AuthorityKind::X509, AuthorityKind::Jwt].map(|kind| {

@@ -32,7 +32,10 @@ async fn prepare_and_activate() {
         let next = ca.prepare(kind).await.unwrap();
         assert_ne!(replaced.authority_id, next.authority_id);
         assert_eq!((next.slot, next.status), (SlotId::B, Status::Prepared));
-        assert!(matches!(ca.activate(kind, &replaced.authority_id).await, Err(CaError::AuthorityIdUnexpected)));
+        assert!(matches!(
+            ca.activate(kind, &replaced.authority_id).await,
+            Err(CaError::AuthorityIdUnexpected)
+        ));
         let now_active = ca.activate(kind, &next.authority_id).await.unwrap();
         assert_eq!(now_active, AuthorityInfo { status: Status::Active, ..next.clone() });
         let state = ca.state(kind).unwrap();

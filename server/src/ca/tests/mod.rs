@@ -77,7 +77,8 @@ async fn check_invariants(disk: &Disk, snapshot: &CaSnapshot, now: SystemTime) {
             AuthorityKind::X509 => journal.x509().iter().map(journal::EntryFacts::from).collect::<Vec<_>>(),
             AuthorityKind::Jwt => journal.jwt().iter().map(journal::EntryFacts::from).collect(),
         };
-        let says_active = journaled.iter().filter_map(|facts| facts.info()).filter(|info| info.status == Status::Active);
+        let says_active =
+            journaled.iter().filter_map(|facts| facts.info()).filter(|info| info.status == Status::Active);
         assert_eq!(says_active.map(|info| info.authority_id).collect::<Vec<_>>(), [info.authority_id]);
     }
 }

@@ -11,7 +11,11 @@ use svid_core::x509::{Authority, LeafTemplate, ParsedCert, Subject, VerifiedCsr}
 
 use super::*;
 
-fn request<'a>(id: &'a svid_core::id::SpiffeId, ttl: Duration, limit: Option<SystemTime>) -> X509SvidRequest<'a> {
+fn request<'a>(
+    id: &'a svid_core::id::SpiffeId,
+    ttl: Duration,
+    limit: Option<SystemTime>,
+) -> X509SvidRequest<'a> {
     X509SvidRequest { id, ttl, dns_names: &[], not_after_limit: limit }
 }
 
@@ -25,7 +29,13 @@ async fn an_svid_ends_with_its_ttl_its_entry_or_its_authority() {
         let svid = ca.sign_workload_x509(&request(&id, ttl, limit), key.clone(), at).unwrap();
         assert_eq!(svid.not_after(), want);
         assert_eq!(*check_svid(&svid, &disk.bundle(), at).unwrap().id(), id);
-        let jwt = JwtSvidRequest { id: &id, audience: &["a".to_owned()], ttl, include_jti: true, not_after_limit: limit };
+        let jwt = JwtSvidRequest {
+            id: &id,
+            audience: &["a".to_owned()],
+            ttl,
+            include_jti: true,
+            not_after_limit: limit,
+        };
         let jwt = ca.sign_jwt(&jwt, at).unwrap();
         let want_jwt = if ttl.is_zero() { want.min(at + Duration::from_secs(300)) } else { want };
         assert_eq!(jwt.expires_at, want_jwt);
@@ -37,11 +47,18 @@ async fn an_svid_ends_with_its_ttl_its_entry_or_its_authority() {
     check(HOUR * 100, None, now, now + HOUR * 24);
     check(HOUR, None, now + HOUR * 23 + HOUR / 2, now + HOUR * 24);
 
-    let refused = |limit: Option<SystemTime>, at| ca.sign_workload_x509(&request(&id, HOUR, limit), key.clone(), at);
+    let refused =
+        |limit: Option<SystemTime>, at| ca.sign_workload_x509(&request(&id, HOUR, limit), key.clone(), at);
     assert!(matches!(refused(Some(now), now), Err(CaError::EntryExpired)));
     assert!(matches!(refused(Some(now - HOUR), now), Err(CaError::EntryExpired)));
     assert!(matches!(refused(None, now + HOUR * 24), Err(CaError::NoX509Authority)));
-    let jwt = JwtSvidRequest { id: &id, audience: &["a".to_owned()], ttl: HOUR, include_jti: false, not_after_limit: None };
+    let jwt = JwtSvidRequest {
+        id: &id,
+        audience: &["a".to_owned()],
+        ttl: HOUR,
+        include_jti: false,
+        not_after_limit: None,
+    };
     assert!(matches!(ca.sign_jwt(&jwt, now + HOUR * 24), Err(CaError::NoJwtAuthority)));
     let late = JwtSvidRequest { not_after_limit: Some(now), ..jwt };
     assert!(matches!(ca.sign_jwt(&late, now), Err(CaError::EntryExpired)));

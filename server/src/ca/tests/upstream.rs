@@ -18,7 +18,8 @@ fn root() -> Root {
     let dir = tempfile::tempdir().unwrap();
     let key = LocalKey::generate(KeyType::EcP256).unwrap();
     let cert =
-        self_signed_ca(&trust_domain(), &CaSubject::default(), HOUR * 1000, &key, SystemTime::now() - HOUR).unwrap();
+        self_signed_ca(&trust_domain(), &CaSubject::default(), HOUR * 1000, &key, SystemTime::now() - HOUR)
+            .unwrap();
     std::fs::write(dir.path().join("ca.key"), &*key_to_pem(key.private_key())).unwrap();
     std::fs::write(dir.path().join("ca.crt"), certs_to_pem([&cert])).unwrap();
     Root { dir, cert }
@@ -38,7 +39,7 @@ async fn svids_chain_to_the_upstream_root() {
     let (disk, root) = (Disk::default(), root());
     let (ca, _task) = start_with(config(), &disk, Some(plugin(&root)), Clock::system()).await.unwrap();
     let roots: Vec<_> = disk.bundle().x509_authorities.iter().map(|root| root.der().to_vec()).collect();
-    assert_eq!(roots, [root.cert.clone()], "the bundle holds the upstream's roots, not ours");
+    assert_eq!(roots, std::slice::from_ref(&root.cert), "the bundle holds the upstream's roots, not ours");
     let info = active(&ca.snapshot(), AuthorityKind::X509);
     let upstream_id = X509Authority::from_der(&root.cert).unwrap().parsed().subject_key_id_hex().unwrap();
     assert_eq!(info.upstream_authority_id, upstream_id);
@@ -96,11 +97,16 @@ async fn what_an_upstream_says_is_checked() {
     let check = async |lie: fn(MintedCa, &[u8]) -> MintedCa, want: &str| {
         let disk = Disk::default();
         let liar = Liar { truth: plugin(&root), lie, other: other.cert.clone() };
-        let error = start_with(config(), &disk, Some(Arc::new(liar)), Clock::system()).await.map(drop).unwrap_err();
+        let error =
+            start_with(config(), &disk, Some(Arc::new(liar)), Clock::system()).await.map(drop).unwrap_err();
         assert!(error.to_string().contains(want), "{error}");
         assert!(disk.journal().is_none(), "nothing is written down for it");
     };
-    check(|m, other| MintedCa { roots: vec![X509Authority::from_der(other).unwrap()], ..m }, "unknown authority").await;
+    check(
+        |m, other| MintedCa { roots: vec![X509Authority::from_der(other).unwrap()], ..m },
+        "unknown authority",
+    )
+    .await;
     check(|m, _| MintedCa { roots: Vec::new(), ..m }, "no upstream roots").await;
     check(|m, _| MintedCa { chain: Vec::new(), ..m }, "the chain is empty").await;
     check(|m, other| MintedCa { chain: vec![other.to_vec()], ..m }, "not for the signing key").await;
