@@ -110,7 +110,7 @@ mod tests {
         let held = keys.list().await.unwrap();
         assert_eq!(held.len(), 1);
         assert_eq!((held[0].0.as_str(), held[0].1.key_type()), ("x509-CA-A", KeyType::EcP256));
-        file::write(&path, &*keys.keys.lock().await.clone()).unwrap();
+        file::write(&path, &keys.keys.lock().await.clone()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), SPIRE_FILE);
     }
 

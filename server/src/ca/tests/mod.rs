@@ -3,6 +3,7 @@
 mod lifecycle;
 mod manual;
 mod signing;
+mod stored;
 mod upstream;
 
 use std::sync::Arc;
