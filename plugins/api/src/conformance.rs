@@ -9,7 +9,7 @@ use crate::KeyManager;
 
 fn signs(signer: &dyn Signer) -> bool {
     let signature = signer.sign(b"message").expect("sign");
-    let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, signer.public_key_der().to_vec()).expect("a public key");
+    let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, signer.public_key_der()).expect("a public key");
     key.verify_sig(b"message", &signature).is_ok()
 }
 
