@@ -1,0 +1,1 @@
+//! The whole command line against a fake server on a Unix socket.
