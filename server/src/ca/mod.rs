@@ -55,7 +55,6 @@ pub struct Ca {
     snapshots: watch::Receiver<Arc<CaSnapshot>>,
     identity: watch::Receiver<Arc<ServerIdentity>>,
     commands: mpsc::Sender<Command>,
-    clock: Clock,
 }
 
 impl Ca {
@@ -80,7 +79,7 @@ impl Ca {
         let snapshots = manager.subscribe();
         let (rotator, identity) = server_svid::start(config.clone(), snapshots.clone(), clock.now())?;
         let task: CaTask = Box::pin(task::run(manager, rotator, inbox));
-        Ok((Self { config, snapshots, identity, commands, clock }, task))
+        Ok((Self { config, snapshots, identity, commands }, task))
     }
 
     /// The settings.
