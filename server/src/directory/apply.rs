@@ -99,13 +99,11 @@ impl State {
         if watches.is_empty() {
             return;
         }
-        for agent in self.touched(handle, watches.agents()) {
-            for watch in watches.of(&agent) {
-                if chain {
-                    watch.mark_snapshot();
-                } else if !self.is_alias(packed) {
-                    watch.mark_entry(&packed.key);
-                }
+        for watch in self.touched(handle, watches) {
+            if chain {
+                watch.mark_snapshot();
+            } else if !self.is_alias(packed) {
+                watch.mark_entry(&packed.key);
             }
         }
     }

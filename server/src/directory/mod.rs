@@ -9,7 +9,7 @@ mod intern;
 mod list;
 mod packed;
 mod state;
-#[cfg(any())]
+#[cfg(test)]
 mod tests;
 mod types;
 mod walk;
@@ -155,7 +155,10 @@ impl Directory {
         let state = self.0.read();
         let Some(number) = state.ids.find(id) else { return Vec::new() };
         let holders = state.ids.get(number).holders.as_slice().iter();
-        holders.filter(|handle| !state.packed(**handle).is_expired(now)).map(|handle| state.unpack(*handle)).collect()
+        holders
+            .filter(|handle| !state.packed(**handle).is_expired(now))
+            .map(|handle| state.unpack(*handle))
+            .collect()
     }
 
     /// Everything the agent may have, in no order.
@@ -236,7 +239,9 @@ impl Directory {
         }
         match &node.serial {
             Serial::Banned => Err(AgentDenied::Banned),
-            Serial::Active { current, .. } if current == serial => Ok(AgentOk { can_reattest, promoted: false }),
+            Serial::Active { current, .. } if current == serial => {
+                Ok(AgentOk { can_reattest, promoted: false })
+            }
             Serial::Active { .. } => Err(AgentDenied::NotActive),
         }
     }

@@ -206,7 +206,8 @@ fn take_list(from: &mut &[u8]) -> Vec<u32> {
 }
 
 fn take_text<'a>(from: &mut &'a [u8]) -> &'a str {
-    let (text, rest) = from.split_at(take(from) as usize);
+    let length = take(from) as usize; // before `from` is read: it moves on
+    let (text, rest) = from.split_at(length);
     *from = rest;
     std::str::from_utf8(text).expect("written from a str")
 }

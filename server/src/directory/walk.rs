@@ -4,11 +4,13 @@
 //! Source: `spire-server.md`, 3.4. An expired entry is void here at once: it is neither returned nor walked through.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use svid_core::id::{SpiffeId, TrustDomain};
 
 use super::packed::Packed;
 use super::state::State;
+use super::watch::{WatchState, Watches};
 
 /// True if a node with the (sorted) selectors `whole` is a member of an alias with the selectors `part`. An alias
 /// without selectors, which no check lets through, has no members.
@@ -86,39 +88,43 @@ impl State {
         false
     }
 
-    /// Which of the `watched` agents a change to this entry touches. Expiry is not looked at: an agent too many is
-    /// told nothing new.
-    pub(super) fn touched<'w>(
-        &self,
-        handle: u32,
-        watched: impl Iterator<Item = &'w SpiffeId> + Clone,
-    ) -> Vec<SpiffeId> {
-        let entry = self.packed(handle);
-        let mut touched: HashSet<&SpiffeId> = HashSet::new();
+    /// The watches of agents that a change to this entry touches. Expiry is not looked at: an agent too many is told
+    /// nothing new.
+    pub(super) fn touched<'w>(&self, handle: u32, watches: &'w Watches) -> Vec<&'w Arc<WatchState>> {
+        let mut agents: HashSet<&'w SpiffeId> = HashSet::new();
         let mut seen: HashSet<u32> = HashSet::new();
         let mut open = Vec::new();
-        let mut visit = |holder: &Packed, open: &mut Vec<u32>| {
-            if !self.is_alias(holder) {
-                open.push(holder.parent);
-                return;
-            }
-            let wanted = holder.selectors();
-            let is_member = |agent: &&SpiffeId| {
-                self.nodes.get(*agent).is_some_and(|node| is_subset(&wanted, &node.selectors))
-            };
-            touched.extend(watched.clone().filter(is_member));
-        };
-        visit(entry, &mut open);
+        self.climb(self.packed(handle), watches, &mut open, &mut agents);
         while let Some(id) = open.pop() {
             if !seen.insert(id) {
                 continue;
             }
-            for &handle in self.ids.get(id).holders.as_slice() {
-                visit(self.packed(handle), &mut open);
+            let slot = self.ids.get(id);
+            agents.extend(watches.agent(&slot.id));
+            for &handle in slot.holders.as_slice() {
+                self.climb(self.packed(handle), watches, &mut open, &mut agents);
             }
         }
-        touched.extend(watched.filter(|agent| self.ids.find(*agent).is_some_and(|id| seen.contains(&id))));
-        touched.into_iter().cloned().collect()
+        agents.into_iter().flat_map(|agent| watches.of(agent)).collect()
+    }
+
+    /// One step upwards: to the parent, or from an alias to its members.
+    fn climb<'w>(
+        &self,
+        entry: &Packed,
+        watches: &'w Watches,
+        open: &mut Vec<u32>,
+        agents: &mut HashSet<&'w SpiffeId>,
+    ) {
+        if !self.is_alias(entry) {
+            open.push(entry.parent);
+            return;
+        }
+        let wanted = entry.selectors();
+        let node = |agent: &SpiffeId| self.nodes.get(agent);
+        agents.extend(
+            watches.agents().filter(|agent| node(agent).is_some_and(|n| is_subset(&wanted, &n.selectors))),
+        );
     }
 
     /// True if other entries depend on this one: it is an alias, or a parent.

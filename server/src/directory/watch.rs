@@ -82,8 +82,13 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    pub(super) fn agents(&self) -> impl Iterator<Item = &SpiffeId> + Clone {
+    pub(super) fn agents(&self) -> impl Iterator<Item = &SpiffeId> {
         self.by_agent.keys()
+    }
+
+    /// The agent, if it watches.
+    pub(super) fn agent(&self, id: &SpiffeId) -> Option<&SpiffeId> {
+        self.by_agent.get_key_value(id).map(|(agent, _)| agent)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -5,7 +5,7 @@
 
 mod bundles;
 mod codec;
-#[cfg(any())]
+#[cfg(test)]
 mod conformance;
 mod entries;
 mod error;
@@ -73,8 +73,13 @@ impl Store {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let committed = watch::Sender::new(0);
         tokio::spawn(Writer::new(options, conn, queue, committed.clone()).run());
-        let shared =
-            Shared { jobs, reads, committed, applied: watch::Sender::new(None), trust_domain: trust_domain.clone() };
+        let shared = Shared {
+            jobs,
+            reads,
+            committed,
+            applied: watch::Sender::new(None),
+            trust_domain: trust_domain.clone(),
+        };
         Ok(Self(Arc::new(shared)))
     }
 
@@ -123,17 +128,24 @@ impl Store {
     // ---- entries
 
     /// Creates entries; one result per item, in order. Similar entries are not created twice.
-    pub async fn create_entries(&self, items: Vec<CreateEntry>, now: i64) -> Vec<Result<Created, StoreError>> {
+    pub async fn create_entries(
+        &self,
+        items: Vec<CreateEntry>,
+        now: i64,
+    ) -> Vec<Result<Created, StoreError>> {
         let count = items.len();
-        let prepared: Result<Arc<[Prepared]>, _> = items.into_iter().map(|item| Prepared::new(item, now)).collect();
+        let prepared: Result<Arc<[Prepared]>, _> =
+            items.into_iter().map(|item| Prepared::new(item, now)).collect();
         let outcome = match &prepared {
             Ok(prepared) => self.write(entries::CreateEntries(prepared.clone())).await,
             Err(error) => Err(error.clone()),
         };
         match (outcome, prepared) {
-            (Ok(outcomes), Ok(prepared)) => {
-                outcomes.into_iter().zip(prepared.iter()).map(|(outcome, item)| Outcome::into_result(outcome, item)).collect()
-            }
+            (Ok(outcomes), Ok(prepared)) => outcomes
+                .into_iter()
+                .zip(prepared.iter())
+                .map(|(outcome, item)| Outcome::into_result(outcome, item))
+                .collect(),
             (Err(error), _) | (_, Err(error)) => vec![Err(error); count],
         }
     }
@@ -170,7 +182,12 @@ impl Store {
     /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds.
     /// # Errors
     /// [`StoreError::TokenUnknown`], [`StoreError::TokenExpired`], [`StoreError::Banned`]; the token is kept.
-    pub async fn attest_with_join_token(&self, token: &str, node: NewNode, now: i64) -> Result<(), StoreError> {
+    pub async fn attest_with_join_token(
+        &self,
+        token: &str,
+        node: NewNode,
+        now: i64,
+    ) -> Result<(), StoreError> {
         self.write(Attest { node, token: Some(token.to_owned()), now }).await?
     }
 
@@ -278,7 +295,11 @@ impl Store {
     /// Deletes a bundle.
     /// # Errors
     /// [`StoreError::NotFound`]; [`StoreError::BundleInUse`] in restrict mode.
-    pub async fn delete_bundle(&self, trust_domain: &TrustDomain, mode: DeleteMode) -> Result<(), StoreError> {
+    pub async fn delete_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        mode: DeleteMode,
+    ) -> Result<(), StoreError> {
         self.write(bundles::Delete { trust_domain: trust_domain.clone(), mode }).await?
     }
 
@@ -290,7 +311,8 @@ impl Store {
         trust_domain: &TrustDomain,
         authority: AuthorityRef,
     ) -> Result<Bundle, StoreError> {
-        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: false }).await?
+        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: false })
+            .await?
     }
 
     /// Removes a tainted authority.
@@ -307,7 +329,11 @@ impl Store {
     /// Removes authorities that ended before a moment; true if something went.
     /// # Errors
     /// [`StoreError::Conflict`] if no X.509 or no JWT authority would be left.
-    pub async fn prune_bundle(&self, trust_domain: &TrustDomain, ended_before: i64) -> Result<bool, StoreError> {
+    pub async fn prune_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        ended_before: i64,
+    ) -> Result<bool, StoreError> {
         self.write(bundles::Prune { trust_domain: trust_domain.clone(), ended_before }).await?
     }
 
