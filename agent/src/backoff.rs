@@ -23,6 +23,11 @@ impl Backoff {
         jitter(pause)
     }
 
+    /// Nothing failed since the beginning or the last reset.
+    pub fn is_fresh(&self) -> bool {
+        self.next == self.start
+    }
+
     /// Begins anew.
     pub fn reset(&mut self) {
         self.next = self.start;

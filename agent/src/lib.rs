@@ -8,6 +8,7 @@ pub mod caller;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod manager;
 pub mod rotate;
 pub mod run;
 pub mod sds;

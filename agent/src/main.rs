@@ -1,2 +1,8 @@
 //! The SPIFFE identity agent: one per node, serves workloads and Envoy.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    svid_agent::cli::main(&args)
+}

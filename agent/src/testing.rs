@@ -1,6 +1,8 @@
 //! What several test modules share: a CA, entries, selectors.
 #![allow(clippy::unwrap_used)]
 
+pub(crate) mod server;
+
 use std::time::{Duration, SystemTime};
 
 use svid_core::bundle::{Bundle, X509Authority};

@@ -29,8 +29,9 @@ use jwt::{JwtCache, JwtKey, Lookup};
 use records::Records;
 use taint::Taints;
 
-pub use records::Minted;
+pub use records::{Minted, renewal_draw};
 pub use subscription::Subscription;
+pub(crate) use taint::chains_to;
 pub use types::{
     AgentEntry, Bundles, CacheStats, Identity, JwtFetchError, JwtSvid, WorkloadUpdate, X509Identity,
 };
@@ -293,9 +294,9 @@ impl Cache {
         state.records.wanted(now, limit)
     }
 
-    /// The id of each entry whose SVID is held; tells a renewal from a first SVID in the log.
-    pub fn has_svid(&self, id: &EntryId) -> bool {
-        self.state().records.get(id).is_some_and(|record| record.svid.is_some())
+    /// When the SVID held for an entry ends; tells a renewal from a first SVID in the log.
+    pub fn svid_end(&self, id: &EntryId) -> Option<SystemTime> {
+        Some(self.state().records.get(id)?.svid.as_ref()?.svid.not_after())
     }
 
     /// Takes in what came of fetching.

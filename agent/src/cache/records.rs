@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use svid_core::entry::EntryId;
 use svid_core::selector::{Selector, SelectorSet};
+use svid_core::x509::X509Svid;
 use tracing::debug;
 
 use super::types::{AgentEntry, X509Identity};
@@ -281,10 +282,12 @@ impl Records {
         target: Option<Duration>,
     ) -> bool {
         let Some(record) = self.by_id.get_mut(&minted.entry.id) else { return false };
-        let same = |a: &AgentEntry, b: &AgentEntry| a.spiffe_id == b.spiffe_id && a.created_at == b.created_at;
+        let same =
+            |a: &AgentEntry, b: &AgentEntry| a.spiffe_id == b.spiffe_id && a.created_at == b.created_at;
         let Some(identity) = minted.identity else {
             record.refusals += 1;
-            let pause = RETRY_FIRST.saturating_mul(1 << record.refusals.min(10).saturating_sub(1)).min(RETRY_MAX);
+            let pause =
+                RETRY_FIRST.saturating_mul(1 << record.refusals.min(10).saturating_sub(1)).min(RETRY_MAX);
             record.retry_at = Some(now + pause);
             return record.groups > 0;
         };
@@ -292,7 +295,7 @@ impl Records {
             return false;
         }
         let is_current = Arc::ptr_eq(&record.entry, &minted.entry);
-        let renew_at = identity.svid.life().renew_at_with_target(draw(identity.svid.leaf().serial()), target);
+        let renew_at = identity.svid.life().renew_at_with_target(renewal_draw(&identity.svid), target);
         if let Some(at) = record.renew_at.replace(renew_at) {
             self.renewals.remove(&(at, minted.entry.id.clone()));
         }
@@ -367,8 +370,8 @@ impl Records {
 
 /// A number in 0..=1 that belongs to one SVID: serial numbers are random, so renewals spread evenly, and looking
 /// again does not draw again.
-fn draw(serial: &[u8]) -> f64 {
-    let tail = serial.rchunks(4).next().unwrap_or_default();
+pub fn renewal_draw(svid: &X509Svid) -> f64 {
+    let tail = svid.leaf().serial().rchunks(4).next().unwrap_or_default();
     let number = tail.iter().fold(0u32, |sum, byte| (sum << 8) | u32::from(*byte));
     f64::from(number) / f64::from(u32::MAX)
 }

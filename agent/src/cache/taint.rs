@@ -41,10 +41,7 @@ impl Taints {
         let ids: Vec<EntryId> = self.to_replace.drain(..self.to_replace.len().min(BATCH)).collect();
         ids.iter().for_each(|id| records.taint(id));
         if !ids.is_empty() {
-            debug!(
-                count = ids.len(),
-                "Scheduled rotation for SVID entries due to tainted X.509 authorities"
-            );
+            debug!(count = ids.len(), "Scheduled rotation for SVID entries due to tainted X.509 authorities");
         }
         ids
     }
@@ -55,7 +52,8 @@ impl Taints {
         }
         let keys = std::mem::take(&mut self.to_search);
         let is_hit = |svid: &X509Svid| chains_to(svid, &keys);
-        let hits = records.iter().filter(|record| record.svid.as_ref().is_some_and(|svid| is_hit(&svid.svid)));
+        let hits =
+            records.iter().filter(|record| record.svid.as_ref().is_some_and(|svid| is_hit(&svid.svid)));
         self.to_replace.extend(hits.map(|record| record.entry.id.clone()));
     }
 }

@@ -60,10 +60,8 @@ impl AttestChannel {
         }
         let data =
             AttestationData { r#type: attestor.name().to_owned(), payload: session.payload().to_vec() };
-        let params = attest_agent_request::Params {
-            data: Some(data),
-            params: Some(AgentX509svidParams { csr }),
-        };
+        let params =
+            attest_agent_request::Params { data: Some(data), params: Some(AgentX509svidParams { csr }) };
         let (requests, stream) = mpsc::channel(1);
         let first = AttestAgentRequest { step: Some(attest_agent_request::Step::Params(params)) };
         // There is room for one, and the receiver is alive.

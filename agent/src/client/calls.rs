@@ -62,9 +62,8 @@ impl ServerClient {
             trust_domain: trust_domain.as_str().to_owned(),
             ..Default::default()
         };
-        let answer = self.call(|channel| async move {
-            BundleClient::new(channel).get_federated_bundle(request).await
-        });
+        let answer = self
+            .call(|channel| async move { BundleClient::new(channel).get_federated_bundle(request).await });
         match answer.await {
             Ok(bundle) => Ok(read_bundle(bundle.get_ref())
                 .inspect_err(|error| {
@@ -100,8 +99,7 @@ impl ServerClient {
     }
 
     async fn new_jwt_svid(&self, entry: &EntryId, audience: &[String]) -> Result<JwtSvid, JwtFetchError> {
-        let request =
-            NewJwtsvidRequest { entry_id: entry.as_str().to_owned(), audience: audience.to_vec() };
+        let request = NewJwtsvidRequest { entry_id: entry.as_str().to_owned(), audience: audience.to_vec() };
         let answer =
             self.call(|channel| async move { SvidClient::new(channel).new_jwtsvid(request).await }).await;
         let answer = answer.map_err(|error| JwtFetchError::Server {

@@ -116,7 +116,9 @@ impl Dialer {
         });
         let http = |message: String| ConnectError::Http { target: self.target(), message };
         let uri = |scheme: &str| {
-            format!("{scheme}://{}", self.target()).parse::<http::Uri>().map_err(|error| http(error.to_string()))
+            format!("{scheme}://{}", self.target())
+                .parse::<http::Uri>()
+                .map_err(|error| http(error.to_string()))
         };
         // Encryption is the connector's job, so tonic must not see `https`; the peer shall.
         let endpoint = Endpoint::from(uri("http")?).origin(uri("https")?);

@@ -185,9 +185,10 @@ pub fn code_name(code: Code) -> &'static str {
 /// Reads `PermissionDeniedDetails` out of an encoded `google.rpc.Status`.
 fn deny_reason(details: &[u8]) -> Option<DenyReason> {
     let status = svid_proto::google::rpc::Status::decode(details).ok()?;
-    let any = status.details.iter().find(|any| {
-        any.type_url.rsplit('/').next() == Some("spire.api.types.PermissionDeniedDetails")
-    })?;
+    let any = status
+        .details
+        .iter()
+        .find(|any| any.type_url.rsplit('/').next() == Some("spire.api.types.PermissionDeniedDetails"))?;
     let details = PermissionDeniedDetails::decode(any.value.as_slice()).ok()?;
     match details.reason() {
         Reason::Unknown => None,

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use dial::Connection;
 pub use attest::{AttestChannel, Attested};
+use dial::Connection;
 pub use dial::{Dialer, SharedRoots};
 pub use error::{ClientError, ConnectError, DenyReason};
 pub use identity::AgentIdentity;

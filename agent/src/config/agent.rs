@@ -6,16 +6,15 @@ use std::time::Duration;
 use svid_core::hcl::{Reader, Unknown};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::key::KeyType;
+use svid_daemon::config::{HealthConfig, LogConfig, TelemetryConfig};
+use svid_daemon::log::{LogError, LogOptions};
 
-use super::types::{
-    AgentConfig, HealthConfig, JoinToken, KeyManagerConfig, LogConfig, Plugins, SdsConfig, TelemetryConfig,
-};
+use super::types::{AgentConfig, JoinToken, KeyManagerConfig, Plugins, SdsConfig};
 use super::{Overlay, bootstrap, experimental};
 
 const DEFAULT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 const DEFAULT_CACHE_SIZE: usize = 1000;
 const MIN_AVAILABILITY_TARGET: Duration = Duration::from_secs(24 * 3600);
-const LEVELS: [&str; 8] = ["panic", "fatal", "error", "warn", "warning", "info", "debug", "trace"];
 /// Largest join token file in bytes.
 const MAX_TOKEN_FILE: u64 = 64 * 1024;
 
@@ -116,16 +115,13 @@ fn join_token(block: &mut Reader, overlay: &Overlay) -> Option<JoinToken> {
     let file = text(block, "join_token_file", overlay.join_token_file.as_ref());
     match (token, file) {
         (Some(_), Some(_)) => {
-            block.error(
-                "join_token",
-                "only one of join_token or join_token_file can be specified, not both",
-            );
+            block.error("join_token", "only one of join_token or join_token_file can be specified, not both");
             None
         }
         (Some(token), None) => Some(JoinToken::new(token)),
-        (None, Some(path)) => read_token(Path::new(&path))
-            .map_err(|message| block.error("join_token_file", message))
-            .ok(),
+        (None, Some(path)) => {
+            read_token(Path::new(&path)).map_err(|message| block.error("join_token_file", message)).ok()
+        }
         (None, None) => None,
     }
 }
@@ -157,23 +153,18 @@ fn admin_socket(block: &mut Reader, overlay: &Overlay, workload: &Path) -> Optio
     Some(admin)
 }
 
-fn log(block: &mut Reader, overlay: &Overlay) -> LogConfig {
-    let level = text(block, "log_level", overlay.log_level.as_ref()).unwrap_or_else(|| "info".into());
-    let level = level.to_ascii_lowercase();
-    if !LEVELS.contains(&level.as_str()) {
-        block.error("log_level", format!("not a valid logrus Level: {level:?}"));
-    }
-    let format = text(block, "log_format", overlay.log_format.as_ref()).unwrap_or_else(|| "text".into());
-    let format = format.to_ascii_lowercase();
-    if !["text", "json"].contains(&format.as_str()) {
-        block.error("log_format", format!("unknown logger format: {format:?}"));
-    }
-    LogConfig {
-        file: text(block, "log_file", overlay.log_file.as_ref()).map(PathBuf::from),
-        format,
-        level,
+fn log(block: &mut Reader, overlay: &Overlay) -> LogOptions {
+    let config = LogConfig {
+        file: text(block, "log_file", overlay.log_file.as_ref()),
+        level: text(block, "log_level", overlay.log_level.as_ref()),
+        format: text(block, "log_format", overlay.log_format.as_ref()),
         source_location: overlay.log_source_location | block.bool("log_source_location").unwrap_or_default(),
-    }
+    };
+    config.options().unwrap_or_else(|error| {
+        let key = if matches!(error, LogError::Format(_)) { "log_format" } else { "log_level" };
+        block.error(key, error.to_string());
+        LogOptions::default()
+    })
 }
 
 fn sds(block: &mut Reader, unknown: Unknown) -> SdsConfig {
@@ -236,8 +227,10 @@ fn delegates(block: &mut Reader, trust_domain: Option<&TrustDomain>) -> Vec<Spif
         });
         match checked {
             Ok(id) => ids.push(id),
-            Err(error) => block
-                .error("authorized_delegates", format!("error validating authorized delegate: {text:?}: {error}")),
+            Err(error) => block.error(
+                "authorized_delegates",
+                format!("error validating authorized delegate: {text:?}: {error}"),
+            ),
         }
     }
     ids

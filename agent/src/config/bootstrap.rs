@@ -28,9 +28,8 @@ pub(super) fn read(block: &mut Reader, overlay: &Overlay) -> Option<Bootstrap> {
         workload_api: text(block, "trust_bundle_spiffe_workload_api", None),
     };
     let format = format(block, overlay);
-    let verdict = exclusive(&sources).and_then(|()| sources.url.as_deref().map_or(Ok(()), |url| {
-        check_url(url, sources.socket.is_some())
-    }));
+    let verdict = exclusive(&sources)
+        .and_then(|()| sources.url.as_deref().map_or(Ok(()), |url| check_url(url, sources.socket.is_some())));
     if let Err((key, message)) = verdict {
         block.error(key, message);
         return None;
@@ -70,25 +69,55 @@ fn exclusive(sources: &Sources) -> Result<(), (&'static str, &'static str)> {
     if sources.workload_api.is_some() {
         const KEY: &str = "trust_bundle_spiffe_workload_api";
         if sources.insecure {
-            return Err((KEY, "only one of insecure_bootstrap or trust_bundle_spiffe_workload_api can be specified, not both"));
+            return Err((
+                KEY,
+                "only one of insecure_bootstrap or trust_bundle_spiffe_workload_api can be specified, not both",
+            ));
         }
         if url {
-            return Err((KEY, "only one of trust_bundle_url or trust_bundle_spiffe_workload_api can be specified, not both"));
+            return Err((
+                KEY,
+                "only one of trust_bundle_url or trust_bundle_spiffe_workload_api can be specified, not both",
+            ));
         }
         if path {
-            return Err((KEY, "only one of trust_bundle_path or trust_bundle_spiffe_workload_api can be specified, not both"));
+            return Err((
+                KEY,
+                "only one of trust_bundle_path or trust_bundle_spiffe_workload_api can be specified, not both",
+            ));
         }
         if sources.socket.is_some() {
-            return Err((KEY, "trust_bundle_unix_socket can not be used with trust_bundle_spiffe_workload_api"));
+            return Err((
+                KEY,
+                "trust_bundle_unix_socket can not be used with trust_bundle_spiffe_workload_api",
+            ));
         }
     }
     match (sources.insecure, url, path) {
-        (true, true, true) => Err(("insecure_bootstrap", "only one of insecure_bootstrap, trust_bundle_url, or trust_bundle_path can be specified, not the three options")),
-        (true, true, false) => Err(("insecure_bootstrap", "only one of insecure_bootstrap or trust_bundle_url can be specified, not both")),
-        (true, false, true) => Err(("insecure_bootstrap", "only one of insecure_bootstrap or trust_bundle_path can be specified, not both")),
-        (false, true, true) => Err(("trust_bundle_url", "only one of trust_bundle_url or trust_bundle_path can be specified, not both")),
-        (false, false, false) if sources.workload_api.is_none() => Err(("trust_bundle_path", "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set")),
-        (_, false, _) if sources.socket.is_some() => Err(("trust_bundle_unix_socket", "if trust_bundle_unix_socket is specified, so must be trust_bundle_url")),
+        (true, true, true) => Err((
+            "insecure_bootstrap",
+            "only one of insecure_bootstrap, trust_bundle_url, or trust_bundle_path can be specified, not the three options",
+        )),
+        (true, true, false) => Err((
+            "insecure_bootstrap",
+            "only one of insecure_bootstrap or trust_bundle_url can be specified, not both",
+        )),
+        (true, false, true) => Err((
+            "insecure_bootstrap",
+            "only one of insecure_bootstrap or trust_bundle_path can be specified, not both",
+        )),
+        (false, true, true) => Err((
+            "trust_bundle_url",
+            "only one of trust_bundle_url or trust_bundle_path can be specified, not both",
+        )),
+        (false, false, false) if sources.workload_api.is_none() => Err((
+            "trust_bundle_path",
+            "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set",
+        )),
+        (_, false, _) if sources.socket.is_some() => Err((
+            "trust_bundle_unix_socket",
+            "if trust_bundle_unix_socket is specified, so must be trust_bundle_url",
+        )),
         _ => Ok(()),
     }
 }
@@ -103,9 +132,13 @@ fn check_url(url: &str, over_socket: bool) -> Result<(), (&'static str, &'static
         };
     }
     if uri.scheme_str() != Some("http") {
-        return Err((KEY, "trust bundle URL must start with http:// when used with trust bundle unix socket"));
+        return Err((
+            KEY,
+            "trust bundle URL must start with http:// when used with trust bundle unix socket",
+        ));
     }
-    let names = || uri.query().unwrap_or_default().split('&').map(|pair| pair.split('=').next().unwrap_or(pair));
+    let names =
+        || uri.query().unwrap_or_default().split('&').map(|pair| pair.split('=').next().unwrap_or(pair));
     if names().any(|name| name.starts_with("spiffe-")) {
         return Err((KEY, "trust_bundle_url query params can not start with spiffe-"));
     }

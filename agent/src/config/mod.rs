@@ -4,13 +4,13 @@ mod agent;
 mod bootstrap;
 mod experimental;
 mod plugins;
-mod telemetry;
 mod types;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use svid_core::hcl::{self, HclError, Problem, Report, Unknown};
+use svid_daemon::config::{HealthConfig, TelemetryConfig};
 
 pub use types::*;
 
@@ -130,21 +130,21 @@ pub fn parse(text: &str, path: &Path, overlay: &Overlay) -> Result<Loaded, Confi
     let body = hcl::parse(text).map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
     let unknown = if overlay.allow_unknown { Unknown::Warn } else { Unknown::Refuse };
     let (config, report) = hcl::decode(&body, |file| {
-        let telemetry = file.block("telemetry", telemetry::read).unwrap_or_default();
-        let health = file.block("health_checks", |block| telemetry::read_health(block, unknown));
+        let telemetry = TelemetryConfig::read(file);
+        let health = HealthConfig::read(file);
         let config = file.block("agent", |block| agent::read(block, overlay, unknown));
         if config.is_none() {
             file.error("agent", "agent section must be configured");
         }
-        let has_token = config.as_ref().is_some_and(|config| {
-            config.as_ref().is_some_and(|config| config.join_token.is_some())
-        });
+        let has_token = config
+            .as_ref()
+            .is_some_and(|config| config.as_ref().is_some_and(|config| config.join_token.is_some()));
         let plugins = plugins::read(file, has_token);
         file.finish(unknown);
         let (mut config, plugins) = (config.flatten()?, plugins?);
         config.plugins = plugins;
         config.telemetry = telemetry;
-        config.health = health.unwrap_or_default();
+        config.health = health;
         Some(config)
     });
     finish(config, report)

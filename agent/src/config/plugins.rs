@@ -9,7 +9,14 @@ const NOT_BUILT: &[(&str, &[&str])] = &[
     (
         "NodeAttestor",
         &[
-            "aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat", "k8s_sat", "sshpop",
+            "aws_iid",
+            "azure_imds",
+            "azure_msi",
+            "gcp_iit",
+            "http_challenge",
+            "k8s_psat",
+            "k8s_sat",
+            "sshpop",
             "tpm_devid",
         ],
     ),

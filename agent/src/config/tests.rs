@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use svid_core::key::KeyType;
+use svid_daemon::log::LogLevel;
 
 use super::*;
 
@@ -28,7 +29,9 @@ fn load_agent(agent: &str, plugins: &str, overlay: &Overlay) -> Result<Loaded, C
 fn errors(agent: &str, plugins: &str) -> Vec<String> {
     match load_agent(agent, plugins, &Overlay::default()) {
         Ok(_) => Vec::new(),
-        Err(ConfigError::Invalid(problems)) => problems.0.into_iter().map(|problem| problem.message).collect(),
+        Err(ConfigError::Invalid(problems)) => {
+            problems.0.into_iter().map(|problem| problem.message).collect()
+        }
         Err(other) => panic!("{other}"),
     }
 }
@@ -50,10 +53,12 @@ fn defaults_are_spires() {
     assert_eq!(config.sync_interval, Duration::from_secs(5));
     assert_eq!(config.rebootstrap.delay, Duration::from_secs(600));
     assert_eq!(config.sds, SdsConfig::default());
-    assert_eq!((config.log.level.as_str(), config.log.format.as_str()), ("info", "text"));
+    assert_eq!(config.log.level, LogLevel::Info);
     assert!(config.use_sync_authorized_entries);
     assert_eq!(config.ratelimit, RateLimits::default());
-    assert!(matches!(&config.plugins.workload_attestors[..], [WorkloadAttestorConfig::Unix(body)] if body.items.len() == 1));
+    assert!(
+        matches!(&config.plugins.workload_attestors[..], [WorkloadAttestorConfig::Unix(body)] if body.items.len() == 1)
+    );
 }
 
 #[test]
@@ -67,7 +72,7 @@ fn the_command_line_wins() {
     };
     let config = load_agent(MINIMAL, PLUGINS, &overlay).unwrap().config;
     assert_eq!((config.server_address.as_str(), config.server_port), ("other", 1));
-    assert_eq!(config.log.level, "debug");
+    assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!(config.data_dir, Path::new("/data"));
 }
 
@@ -95,14 +100,26 @@ fn all_mistakes_at_once() {
 fn bootstrap_rules() {
     let base = "server_address = \"s\"\nserver_port = 1\ntrust_domain = \"example.org\"\n";
     let rows = [
-        ("insecure_bootstrap = true\ntrust_bundle_path = \"b\"", "only one of insecure_bootstrap or trust_bundle_path"),
-        ("insecure_bootstrap = true\ntrust_bundle_url = \"https://b\"", "only one of insecure_bootstrap or trust_bundle_url"),
-        ("trust_bundle_path = \"b\"\ntrust_bundle_url = \"https://b\"", "only one of trust_bundle_url or trust_bundle_path"),
+        (
+            "insecure_bootstrap = true\ntrust_bundle_path = \"b\"",
+            "only one of insecure_bootstrap or trust_bundle_path",
+        ),
+        (
+            "insecure_bootstrap = true\ntrust_bundle_url = \"https://b\"",
+            "only one of insecure_bootstrap or trust_bundle_url",
+        ),
+        (
+            "trust_bundle_path = \"b\"\ntrust_bundle_url = \"https://b\"",
+            "only one of trust_bundle_url or trust_bundle_path",
+        ),
         ("trust_bundle_url = \"http://b\"", "must start with https://"),
         ("trust_bundle_path = \"b\"\ntrust_bundle_format = \"der\"", "invalid value for trust_bundle_format"),
         ("trust_bundle_path = \"b\"\ntrust_bundle_unix_socket = \"/s\"", "so must be trust_bundle_url"),
         ("trust_bundle_url = \"https://b\"\ntrust_bundle_unix_socket = \"/s\"", "must start with http://"),
-        ("trust_bundle_url = \"http://b/?spire-x=1\"\ntrust_bundle_unix_socket = \"/s\"", "can not start with spire-"),
+        (
+            "trust_bundle_url = \"http://b/?spire-x=1\"\ntrust_bundle_unix_socket = \"/s\"",
+            "can not start with spire-",
+        ),
         ("trust_bundle_spiffe_workload_api = \"unix:///s\"", "not built"),
         ("insecure_bootstrap = true\nrebootstrap_mode = \"auto\"", "can not be used with rebootstrapping"),
         ("trust_bundle_path = \"b\"\nrebootstrap_mode = \"x\"", "unknown rebootstrap mode specified: x"),
@@ -123,10 +140,16 @@ fn values_are_checked() {
         ("x509_svid_cache_max_size = -1", "x509_svid_cache_max_size should not be negative"),
         ("workload_x509_svid_key_type = \"rsa-4096\"", "is unknown"),
         ("authorized_delegates = [\"spiffe://other.org/x\"]", "error validating authorized delegate"),
-        ("admin_socket_path = \"/tmp/spire-agent/public/admin/api.sock\"", "admin socket cannot be in the same"),
+        (
+            "admin_socket_path = \"/tmp/spire-agent/public/admin/api.sock\"",
+            "admin socket cannot be in the same",
+        ),
         ("experimental { jwt_svid_cache_hit_timeout = \"1s\" }", "must be greater than 5s"),
         ("experimental { jwt_svid_cache_hit_timeout = \"30s\" }", "must be less than 30s"),
-        ("experimental { ratelimit { fetch_secrets = -1 } }", "experimental.ratelimit.fetch_secrets must not be negative"),
+        (
+            "experimental { ratelimit { fetch_secrets = -1 } }",
+            "experimental.ratelimit.fetch_secrets must not be negative",
+        ),
         ("experimental { feature_flags = [\"x\"] }", "unknown feature flag: x"),
         ("nonsense = 1", "unknown configuration key"),
     ];
@@ -139,13 +162,33 @@ fn values_are_checked() {
 fn plugin_rules() {
     let unix = "WorkloadAttestor \"unix\" {}";
     let rows = [
-        (format!("KeyManager \"memory\" {{}}\nNodeAttestor \"k8s_psat\" {{}}\n{unix}"), "\"k8s_psat\" is not built"),
-        (format!("KeyManager \"disk\" {{}}\nNodeAttestor \"join_token\" {{}}\n{unix}"), "directory must be configured"),
-        (format!("NodeAttestor \"join_token\" {{}}\n{unix}"), "expected exactly 1 KeyManager plugin but got 0"),
+        (
+            format!("KeyManager \"memory\" {{}}\nNodeAttestor \"k8s_psat\" {{}}\n{unix}"),
+            "\"k8s_psat\" is not built",
+        ),
+        (
+            format!("KeyManager \"disk\" {{}}\nNodeAttestor \"join_token\" {{}}\n{unix}"),
+            "directory must be configured",
+        ),
+        (
+            format!("NodeAttestor \"join_token\" {{}}\n{unix}"),
+            "expected exactly 1 KeyManager plugin but got 0",
+        ),
         (format!("KeyManager \"memory\" {{}}\n{unix}"), "expected exactly 1 NodeAttestor plugin but got 0"),
-        ("KeyManager \"memory\" {}\nNodeAttestor \"join_token\" {}".to_owned(), "at least 1 WorkloadAttestor"),
-        (format!("KeyManager \"memory\" {{ plugin_cmd = \"/x\" }}\nNodeAttestor \"join_token\" {{}}\n{unix}"), "external plugins are not built"),
-        (format!("KeyManager \"memory\" {{}}\nNodeAttestor \"join_token\" {{}}\n{unix}\nThing \"x\" {{}}"), "unsupported plugin type"),
+        (
+            "KeyManager \"memory\" {}\nNodeAttestor \"join_token\" {}".to_owned(),
+            "at least 1 WorkloadAttestor",
+        ),
+        (
+            format!(
+                "KeyManager \"memory\" {{ plugin_cmd = \"/x\" }}\nNodeAttestor \"join_token\" {{}}\n{unix}"
+            ),
+            "external plugins are not built",
+        ),
+        (
+            format!("KeyManager \"memory\" {{}}\nNodeAttestor \"join_token\" {{}}\n{unix}\nThing \"x\" {{}}"),
+            "unsupported plugin type",
+        ),
     ];
     for (plugins, want) in rows {
         let found = errors(MINIMAL, &format!("plugins {{\n{plugins}\n}}"));
@@ -166,7 +209,10 @@ fn telemetry_and_health() {
     let loaded = load_agent(MINIMAL, &rest, &Overlay::default()).unwrap();
     let prometheus = loaded.config.telemetry.prometheus.unwrap();
     assert_eq!((prometheus.host.as_str(), prometheus.port), ("localhost", 9988));
-    assert_eq!((loaded.config.health.enabled, loaded.config.health.port), (true, 8080));
-    assert_eq!((loaded.config.health.live_path.as_str(), loaded.config.health.ready_path.as_str()), ("/l", "/ready"));
+    assert_eq!((loaded.config.health.listener_enabled, loaded.config.health.bind_port), (true, 8080));
+    assert_eq!(
+        (loaded.config.health.live_path.as_str(), loaded.config.health.ready_path.as_str()),
+        ("/l", "/ready")
+    );
     assert!(loaded.warnings.iter().any(|warning| warning.key == "telemetry.Other"));
 }

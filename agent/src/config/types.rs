@@ -1,13 +1,14 @@
 //! The checked configuration: whoever holds one need not ask again.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use svid_core::hcl::Body;
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::key::KeyType;
+use svid_daemon::config::{HealthConfig, TelemetryConfig};
+use svid_daemon::log::LogOptions;
 use zeroize::Zeroizing;
 
 /// Everything a run needs. Source of names and defaults: SPIRE 1.15.
@@ -32,7 +33,7 @@ pub struct AgentConfig {
     /// A token for the built-in `join_token` attestor; overrides the configured attestor.
     pub join_token: Option<JoinToken>,
     /// Log sink, format and level.
-    pub log: LogConfig,
+    pub log: LogOptions,
     /// Prefixes of selectors that may be printed when no identity is issued.
     pub log_selectors: Vec<String>,
     /// Names and switches of the SDS API.
@@ -149,19 +150,6 @@ impl fmt::Debug for JoinToken {
     }
 }
 
-/// Log sink, format and level.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    /// A file to append to; standard output when absent.
-    pub file: Option<PathBuf>,
-    /// `text` or `json`.
-    pub format: String,
-    /// A logrus level name in lower case.
-    pub level: String,
-    /// Log file and line of each message.
-    pub source_location: bool,
-}
-
 /// Names and switches of the SDS API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SdsConfig {
@@ -237,60 +225,4 @@ pub enum NodeAttestorConfig {
 pub enum WorkloadAttestorConfig {
     /// By what the kernel says of a process; the block is read by the plugin.
     Unix(Body),
-}
-
-/// Metrics sinks and labels.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TelemetryConfig {
-    /// The Prometheus listener.
-    pub prometheus: Option<PrometheusConfig>,
-    /// Replaces the first part of each metric's name.
-    pub metric_prefix: Option<String>,
-    /// Add the label `trust_domain_id`.
-    pub trust_domain_label: bool,
-    /// Put the host's name into gauges.
-    pub hostname_label: bool,
-}
-
-/// The Prometheus listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrometheusConfig {
-    /// Host to listen on.
-    pub host: String,
-    /// Port to listen on.
-    pub port: u16,
-}
-
-/// The health listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthConfig {
-    /// Whether to listen.
-    pub enabled: bool,
-    /// Host.
-    pub address: String,
-    /// Port.
-    pub port: u16,
-    /// Path of the liveness check.
-    pub live_path: String,
-    /// Path of the readiness check.
-    pub ready_path: String,
-}
-
-impl Default for HealthConfig {
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            address: "localhost".into(),
-            port: 80,
-            live_path: "/live".into(),
-            ready_path: "/ready".into(),
-        }
-    }
-}
-
-impl HealthConfig {
-    /// The address when it is given in numbers.
-    pub fn socket_addr(&self) -> Option<SocketAddr> {
-        Some(SocketAddr::new(self.address.parse().ok()?, self.port))
-    }
 }

@@ -1,0 +1,190 @@
+//! The agent's work once it has an identity: what keeps it in step with the server, and what happens when the
+//! server no longer wants it.
+
+use std::time::Duration;
+
+use svid_core::clock::Clock;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::attest::{Store, StoreError, waited_for_rebootstrap};
+use crate::backoff::Backoff;
+use crate::client::{ClientError, DenyReason, ServerClient};
+use crate::config::{Rebootstrap, RebootstrapMode};
+use crate::rotate::{RotateError, Rotator};
+use crate::sync::{SvidFetcher, SyncError, Synchronizer, force_rebootstrap};
+
+const BACKOFF_START: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(120);
+const GIVE_UP: Duration = Duration::from_secs(60);
+const GIVE_UP_REBOOTSTRAPPING: Duration = Duration::from_secs(24 * 3600);
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why the agent ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The server denied the agent, or synchronising cannot go on.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// The agent's SVID cannot be renewed.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
+    /// The first synchronisation failed for too long or for good.
+    #[error("failed to initialize manager: {0}")]
+    Initialize(ClientError),
+    /// The bundle on the disk is of no use any more.
+    #[error("Agent needs to rebootstrap. shutting down")]
+    Rebootstrap,
+    /// The disk failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ManagerError {
+    fn denial(&self) -> Option<&ClientError> {
+        match self {
+            Self::Sync(SyncError::Denied(error)) | Self::Rotate(RotateError::Denied(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// All tasks that talk to the server.
+pub struct Manager {
+    /// The connection.
+    pub client: ServerClient,
+    /// Entries and bundles.
+    pub synchronizer: Synchronizer,
+    /// Workloads' SVIDs.
+    pub fetcher: SvidFetcher,
+    /// The agent's own SVID.
+    pub rotator: Rotator,
+    /// `agent-data.json`.
+    pub store: Store,
+    /// When to look for another bundle.
+    pub rebootstrap: Rebootstrap,
+    /// Where now comes from.
+    pub clock: Clock,
+}
+
+impl Manager {
+    /// The first synchronisation. The APIs are served only after it.
+    /// # Errors
+    /// [`ManagerError`] when the server denies the agent or it took too long.
+    pub async fn initialize(&self) -> Result<(), ManagerError> {
+        let give_up = match self.rebootstrap.mode {
+            RebootstrapMode::Never => GIVE_UP,
+            _ => GIVE_UP_REBOOTSTRAPPING,
+        };
+        let started = Instant::now();
+        let mut backoff = Backoff::new(BACKOFF_START, BACKOFF_MAX);
+        loop {
+            let Err(failure) = self.try_initialize().await else { return Ok(()) };
+            self.judge_initial(&failure)?;
+            let pause = backoff.next();
+            if matches!(failure, ClientError::Denied { .. }) && failure.deny_reason().is_some()
+                || started.elapsed() + pause > give_up
+            {
+                return Err(ManagerError::Initialize(failure));
+            }
+            warn!(error = %failure, retry_interval = ?pause, "Failed to initialize manager");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_initialize(&self) -> Result<(), ClientError> {
+        if let Err(failure) = self.client.post_status(VERSION).await {
+            // A server that is too old for this RPC, or refuses more than that: the next call tells.
+            error!(agent_version = VERSION, error = %failure, "Failed to post agent status");
+        }
+        self.synchronizer.pass().await
+    }
+
+    /// Draws the consequences that cannot wait for the next attempt.
+    fn judge_initial(&self, failure: &ClientError) -> Result<(), ManagerError> {
+        match failure.deny_reason() {
+            Some(DenyReason::Reattest) => {
+                error!(error = %failure, "Agent needs to re-attest: removing SVID and shutting down");
+                self.delete_svid();
+            }
+            Some(DenyReason::Banned) => {
+                error!(error = %failure, "Agent is banned: removing SVID and shutting down");
+                self.delete_svid();
+            }
+            None if matches!(failure, ClientError::UnknownAuthority(_)) => self.unknown_authority()?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn unknown_authority(&self) -> Result<(), ManagerError> {
+        if self.rebootstrap.mode == RebootstrapMode::Never {
+            return Ok(());
+        }
+        if let Some(left) = waited_for_rebootstrap(&self.store, self.rebootstrap.delay, self.clock.now())? {
+            info!(time_left = ?left, "Trust Bundle and Server don't agree, ignoring for now");
+            return Ok(());
+        }
+        info!("Trust Bundle and Server don't agree, rebootstrapping");
+        force_rebootstrap(&self.store, &self.clock)?;
+        Err(ManagerError::Rebootstrap)
+    }
+
+    /// Works until the agent cannot go on; attests again in place where that helps.
+    /// # Errors
+    /// [`ManagerError`], already logged.
+    pub async fn run(&self) -> Result<(), ManagerError> {
+        loop {
+            let Err(failure) = self.work().await else { return Ok(()) };
+            match failure.denial().and_then(ClientError::deny_reason) {
+                Some(DenyReason::Reattest) => self.reattest(failure).await?,
+                Some(DenyReason::Banned) => {
+                    warn!(error = %failure, "Agent is banned: removing SVID and shutting down");
+                    self.delete_svid();
+                    return Err(failure);
+                }
+                None => {
+                    error!(error = %failure, "Cache manager crashed");
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    async fn work(&self) -> Result<(), ManagerError> {
+        // The synchroniser and the rotator decide what a refusal means; the fetcher only makes them look.
+        let fetch = self.fetcher.run(|_| self.synchronizer.poke());
+        tokio::select! {
+            result = self.synchronizer.run() => Ok(result?),
+            result = self.rotator.run() => Ok(result?),
+            () = fetch => Ok(()),
+        }
+    }
+
+    async fn reattest(&self, failure: ManagerError) -> Result<(), ManagerError> {
+        warn!(error = %failure, "Agent needs to re-attest; will attempt to re-attest");
+        let reason = match self.client.current_identity().reattestable {
+            false => "attestation method is not re-attestable".to_owned(),
+            true => match self.rotator.reattest().await {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason.to_string(),
+            },
+        };
+        error!(error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
+        self.delete_svid();
+        Err(failure)
+    }
+
+    fn delete_svid(&self) {
+        let deleted = self.store.update(|data| {
+            data.svid = None;
+            data.reattestable = false;
+        });
+        if let Err(failure) = deleted {
+            error!(error = %failure, "Failed to remove SVID");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
