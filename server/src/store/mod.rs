@@ -92,7 +92,7 @@ impl Store {
 
     /// Commits one request and waits until the directory, if there is one, shows it.
     async fn write<W: Write>(&self, op: W) -> Result<W::Out, StoreError> {
-        let (job, answer) = Queued::new(op);
+        let (job, answer) = Queued::queue(op);
         self.0.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         let Committed { out, seq } = answer.await.map_err(|_| StoreError::Closed)??;
         if seq > 0 {

@@ -44,6 +44,8 @@ pub(super) struct Committed<T> {
     pub(super) seq: u64,
 }
 
+type Answer<W> = Result<Committed<<W as Write>::Out>, StoreError>;
+
 #[async_trait]
 pub(super) trait Job: Send {
     async fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
@@ -53,11 +55,12 @@ pub(super) trait Job: Send {
 pub(super) struct Queued<W: Write> {
     op: W,
     out: Option<W::Out>,
-    reply: oneshot::Sender<Result<Committed<W::Out>, StoreError>>,
+    reply: oneshot::Sender<Answer<W>>,
 }
 
 impl<W: Write> Queued<W> {
-    pub(super) fn new(op: W) -> (Box<dyn Job>, oneshot::Receiver<Result<Committed<W::Out>, StoreError>>) {
+    /// The request as a job, and where its answer arrives.
+    pub(super) fn queue(op: W) -> (Box<dyn Job>, oneshot::Receiver<Answer<W>>) {
         let (reply, answer) = oneshot::channel();
         (Box::new(Self { op, out: None, reply }), answer)
     }
