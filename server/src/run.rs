@@ -202,9 +202,9 @@ async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) 
     let server_id = parts::server_id(&config.data_dir)?;
     let store = parts::open_store(&config).await?;
     let holder = parts::claim(&store, &config, &server_id, &clock).await?;
-    let attestors = parts::attestors(&config)?;
     let (directory, following) = Directory::start(store.clone(), &config.trust_domain, clock.clone()).await?;
     spawn("the directory", stop, following.run());
+    let attestors = parts::attestors(&config, &directory, &clock);
     let ca = start_ca(&config, &store, &server_id, &clock, stop).await?;
     directory.caught_up().await?; // the new authorities are in the view before anybody asks
     spawn("housekeeping", stop, parts::housekeeping(&config, &store, &clock));

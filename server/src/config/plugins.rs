@@ -59,8 +59,8 @@ pub enum UpstreamChoice {
 pub enum NodeAttestorChoice {
     /// One-time tokens.
     JoinToken,
-    /// Possession of an X.509 key; the plugin reads its own section.
-    X509Pop(Body),
+    /// Possession of an X.509 key.
+    X509Pop(svid_x509pop::ServerConfig),
 }
 
 const SERVER_PLUGINS: &[(&str, &[&str])] = &[
@@ -175,7 +175,10 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found, data_dir: Option<&Pa
         ("KeyManager", "disk") => found.key_managers.extend(data(r, &block.data, disk_keys)),
         ("UpstreamAuthority", "disk") => found.upstreams.extend(data(r, &block.data, upstream_disk)),
         ("NodeAttestor", "join_token") => found.node_attestors.push(NodeAttestorChoice::JoinToken),
-        ("NodeAttestor", "x509pop") => found.node_attestors.push(NodeAttestorChoice::X509Pop(block.data.clone())),
+        ("NodeAttestor", "x509pop") => {
+            let config = data(r, &block.data, svid_x509pop::ServerConfig::read);
+            found.node_attestors.extend(config.map(NodeAttestorChoice::X509Pop));
+        }
         (kind, name) => r.error("", format!("the {kind} plugin {name:?} is not built into this server")),
     }
 }

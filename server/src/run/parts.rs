@@ -10,12 +10,15 @@ use std::time::Duration;
 use svid_core::clock::Clock;
 use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
 use svid_plugin_api::{KeyManager, PluginError, ServerNodeAttestor, UpstreamAuthority};
+use svid_core::id::TrustDomain;
 use svid_upstream_disk::{DiskConfig, UpstreamDisk};
+use svid_x509pop::X509PopServer;
 
 use super::RunError;
 use crate::attest::Attestors;
 use crate::ca::{CaConfig, CaSubject};
 use crate::config::{KeyManagerChoice, NodeAttestorChoice, ServerConfig, UpstreamChoice};
+use crate::directory::Directory;
 use crate::store::{HousekeepingOptions, ServerClaim, Store, StoreConfig, housekeeping as sweep};
 
 /// A server that was not heard of for this long is gone.
@@ -126,16 +129,27 @@ pub(super) fn upstream(config: &ServerConfig, clock: &Clock) -> Result<Option<Ar
     Ok(Some(Arc::new(plugin("UpstreamAuthority", "disk", opened)?)))
 }
 
-pub(super) fn attestors(config: &ServerConfig) -> Result<Attestors, RunError> {
+pub(super) fn attestors(config: &ServerConfig, directory: &Directory, clock: &Clock) -> Attestors {
     let mut attestors: Vec<Arc<dyn ServerNodeAttestor>> = Vec::new();
     for choice in &config.plugins.node_attestors {
         match choice {
-            NodeAttestorChoice::JoinToken => {}
-            NodeAttestorChoice::X509Pop(_) => {}
+            NodeAttestorChoice::JoinToken => {} // built into the dialogue
+            NodeAttestorChoice::X509Pop(x509pop) => {
+                let bundle = own_roots(directory.clone(), config.trust_domain.clone());
+                attestors.push(Arc::new(X509PopServer::new(x509pop.clone(), bundle, clock.clone())));
+            }
         }
     }
-    attestors.shrink_to_fit();
-    Ok(Attestors::new(attestors))
+    Attestors::new(attestors)
+}
+
+/// The own X.509 authorities as the directory has them at each call.
+fn own_roots(directory: Directory, trust_domain: TrustDomain) -> svid_x509pop::BundleSource {
+    Arc::new(move || {
+        let bundle = directory.bundle(&trust_domain);
+        let authorities = bundle.iter().flat_map(|bundle| &bundle.x509_authorities);
+        authorities.map(|authority| authority.der().to_vec()).collect()
+    })
 }
 
 pub(super) fn ca_config(config: &ServerConfig) -> CaConfig {
