@@ -58,7 +58,9 @@ mod tests {
             assert!((want * 0.89..=want * 1.11).contains(&seconds), "{seconds} is not near {want}");
         };
         let mut backoff = Backoff::new(Duration::from_secs(4), Duration::from_secs(8));
-        [4.0, 6.0, 8.0, 8.0].map(|want| within(backoff.next(), want));
+        for want in [4.0, 6.0, 8.0, 8.0] {
+            within(backoff.next(), want);
+        }
         backoff.reset();
         within(backoff.next(), 4.0);
     }

@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    svid_agent::cli::main(&args)
+    svid_agent::cli::main(&args, svid_agent::run::run)
 }

@@ -57,7 +57,7 @@ impl Groups {
             let mut fetch = false;
             if group.subscribers == 1 {
                 self.idle -= 1;
-                group.matching.iter().for_each(|id| fetch |= records.acquire(id, tick));
+                group.matching.iter().for_each(|id| fetch |= records.acquire(id, now, tick));
             } else {
                 group.matching.iter().for_each(|id| records.touch(id, tick));
             }
@@ -65,7 +65,7 @@ impl Groups {
         }
         let matching = records.matching(selectors);
         let mut fetch = false;
-        matching.iter().for_each(|id| fetch |= records.acquire(id, tick));
+        matching.iter().for_each(|id| fetch |= records.acquire(id, now, tick));
         self.revision += 1;
         let published = watch::Sender::new(build(&matching, records, bundles, self.revision, now));
         let receiver = published.subscribe();
@@ -152,7 +152,7 @@ impl Groups {
         let mut fetch = false;
         for group in self.by_set.values_mut().filter(|group| affects(group)) {
             let before = std::mem::replace(&mut group.matching, records.matching(&group.selectors));
-            group.matching.iter().for_each(|id| fetch |= records.acquire(id, tick));
+            group.matching.iter().for_each(|id| fetch |= records.acquire(id, now, tick));
             before.iter().for_each(|id| records.release(id));
             publish(group, records, bundles, &mut self.revision, now);
         }
@@ -236,7 +236,7 @@ fn build(
         })
         .collect();
     let waits = |only_unrefused: bool| {
-        found.iter().any(|record| !record.has_usable_svid() && !(only_unrefused && record.is_refused()))
+        found.iter().any(|record| !record.has_usable_svid(now) && !(only_unrefused && record.is_refused()))
     };
     let complete = !waits(!identities.is_empty());
     let federated = federated(&identities, bundles);

@@ -33,8 +33,8 @@ pub(super) struct Record {
 
 impl Record {
     /// An SVID that a newcomer can be given.
-    pub(super) fn has_usable_svid(&self) -> bool {
-        self.svid.is_some() && !self.tainted
+    pub(super) fn has_usable_svid(&self, now: SystemTime) -> bool {
+        !self.tainted && self.svid.as_ref().is_some_and(|svid| !svid.svid.life().is_over(now))
     }
 
     /// The server said no, at least for now: nobody waits for this one alone.
@@ -202,11 +202,11 @@ impl Records {
     }
 
     /// A group of subscribers begins to match this entry. True if an SVID has to be fetched for it.
-    pub(super) fn acquire(&mut self, id: &EntryId, tick: u64) -> bool {
+    pub(super) fn acquire(&mut self, id: &EntryId, now: SystemTime, tick: u64) -> bool {
         let Some(record) = self.by_id.get_mut(id) else { return false };
         record.groups += 1;
         record.last_access = tick;
-        !record.has_usable_svid() && self.stale.insert(id.clone())
+        !record.has_usable_svid(now) && self.stale.insert(id.clone())
     }
 
     /// A group of subscribers no longer matches this entry, or is gone.
@@ -267,7 +267,7 @@ impl Records {
         if records.len() > limit {
             records.sort_by_key(|record| {
                 let ends = record.svid.as_ref().map(|svid| svid.svid.not_after());
-                (record.groups == 0, record.has_usable_svid(), ends)
+                (record.groups == 0, record.has_usable_svid(now), ends)
             });
         }
         records.into_iter().take(limit).map(|record| Arc::clone(&record.entry)).collect()

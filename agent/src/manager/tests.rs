@@ -64,6 +64,19 @@ impl Fixture {
         }
     }
 
+    /// Works until `done`.
+    async fn until(&self, done: impl Fn() -> bool) {
+        let wait = async {
+            while !done() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            _ = self.manager.run() => panic!("the manager ended"),
+        }
+    }
+
     fn stored_svid(&self) -> bool {
         Store::open(self.dir.path()).unwrap().data().svid.is_some()
     }
@@ -121,6 +134,7 @@ async fn an_entry_becomes_an_svid_at_a_stock_server() {
     assert_eq!(fixture.server.state.calls.lock().unwrap()[0], "/spire.api.server.agent.v1.Agent/PostStatus");
     // A server without push is polled: what comes later arrives as well.
     fixture.add("db", 2);
+    fixture.until(|| fixture.cache.stats().entries == 2).await;
     assert_eq!(fixture.first(2).await.identities.len(), 1);
     let calls = fixture.server.calls("SyncAuthorizedEntries");
     assert!(calls >= 2, "{calls} polls");

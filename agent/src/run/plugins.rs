@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use svid_core::hcl::{Body, Report};
+use svid_core::hcl::{Body, Report, Unknown, decode};
 use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
 use svid_plugin_api::{AgentNodeAttestor, KeyManager, WorkloadAttestor};
 use svid_unix::{UnixAttestor, UnixConfig};
@@ -33,8 +33,15 @@ pub(super) fn node_attestor(config: &AgentConfig) -> Result<Arc<dyn AgentNodeAtt
     }
 }
 
-fn x509pop(_data: &Body) -> Result<Arc<dyn AgentNodeAttestor>, anyhow::Error> {
-    Err(anyhow!("the NodeAttestor plugin \"x509pop\" is not built"))
+fn x509pop(data: &Body) -> Result<Arc<dyn AgentNodeAttestor>, anyhow::Error> {
+    let (config, report) = decode(data, |block| {
+        let config = svid_x509pop::AgentConfig::read(block);
+        block.finish(Unknown::Refuse);
+        config
+    });
+    accept("NodeAttestor plugin \"x509pop\"", &report)?;
+    let config = config.ok_or_else(|| anyhow!("NodeAttestor plugin \"x509pop\" is not configured"))?;
+    Ok(Arc::new(svid_x509pop::X509PopAgent::new(config)))
 }
 
 /// The `join_token` plugin without a token.
