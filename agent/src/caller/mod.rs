@@ -95,3 +95,6 @@ impl Connection {
 pub(crate) fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }
+
+#[cfg(test)]
+mod tests;

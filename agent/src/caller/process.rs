@@ -62,8 +62,10 @@ impl Pinned for Process {
 /// Proves that the file which runs is the one that everybody else finds at its path. A deleted file, one in another
 /// mount namespace and one that is covered by a mount are not, and must not pass for what lies there.
 fn prove_in_place(exe: &Exe) -> Result<(), PluginError> {
-    let refuse = |why: &str| PluginError::denied(format!("path lookup: executable {}: {why}", exe.path.display()));
-    let failed = |err: io::Error| PluginError::internal(format!("path lookup: {}: {err}", exe.path.display()));
+    let refuse =
+        |why: &str| PluginError::denied(format!("path lookup: executable {}: {why}", exe.path.display()));
+    let failed =
+        |err: io::Error| PluginError::internal(format!("path lookup: {}: {err}", exe.path.display()));
     if exe.path.as_os_str().as_bytes().ends_with(DELETED) {
         return Err(refuse("it was deleted or replaced"));
     }
@@ -72,7 +74,9 @@ fn prove_in_place(exe: &Exe) -> Result<(), PluginError> {
     }
     let running = exe.file.metadata().map_err(failed)?;
     let there = std::fs::symlink_metadata(&exe.path).map_err(|err| match err.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => refuse("no such file where this agent looks"),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            refuse("no such file where this agent looks")
+        }
         _ => failed(err),
     })?;
     if running.nlink() == 0 {

@@ -52,7 +52,10 @@ impl Delta {
     /// Takes a request. Changes of the subscription count even when its nonce is stale.
     /// # Errors
     /// [`SdsError`] ends the stream.
-    pub(crate) fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Option<DeltaReply>, SdsError> {
+    pub(crate) fn on_request(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<Option<DeltaReply>, SdsError> {
         if let Some(detail) = &request.error_detail {
             tracing::error!(error = %detail.message, "Envoy reported errors applying secrets");
         }
@@ -61,7 +64,11 @@ impl Delta {
         }
         let first = !std::mem::replace(&mut self.started, true);
         if first {
-            self.has = request.initial_resource_versions.into_iter().map(|(name, version)| (name, Some(version))).collect();
+            self.has = request
+                .initial_resource_versions
+                .into_iter()
+                .map(|(name, version)| (name, Some(version)))
+                .collect();
             // A first request that names nothing subscribes to everything.
             self.wildcard = request.resource_names_subscribe.is_empty();
             self.owes_answer = self.wildcard;
@@ -125,7 +132,12 @@ impl Delta {
             true => resolve(&self.config, update, Wanted::All, form)?,
             false => Found::default(),
         };
-        let extra: BTreeSet<String> = self.subscribed.iter().filter(|name| !found.resources.iter().any(|r| r.name == **name)).cloned().collect();
+        let extra: BTreeSet<String> = self
+            .subscribed
+            .iter()
+            .filter(|name| !found.resources.iter().any(|r| r.name == **name))
+            .cloned()
+            .collect();
         if !extra.is_empty() {
             let named = resolve(&self.config, update, Wanted::Named(&extra), form)?;
             found.resources.extend(named.resources);
@@ -137,13 +149,15 @@ impl Delta {
     fn answer(&mut self) -> Result<Option<DeltaReply>, SdsError> {
         let Some(found) = self.look_up()? else { return Ok(None) };
         let removed = self.removed(&found);
-        let is_new = |resource: &Resource| self.has.get(&resource.name) != Some(&Some(resource.version.clone()));
+        let is_new =
+            |resource: &Resource| self.has.get(&resource.name) != Some(&Some(resource.version.clone()));
         let resources: Vec<Resource> = found.resources.into_iter().filter(is_new).collect();
         if resources.is_empty() && removed.is_empty() && !self.owes_answer {
             return Ok(None);
         }
         self.owes_answer = false;
-        self.has.extend(resources.iter().map(|resource| (resource.name.clone(), Some(resource.version.clone()))));
+        self.has
+            .extend(resources.iter().map(|resource| (resource.name.clone(), Some(resource.version.clone()))));
         self.forget(&removed);
         Ok(Some(DeltaReply {
             system_version_info: self.updates.to_string(),
@@ -157,7 +171,11 @@ impl Delta {
     /// What the client has, or waits for, and cannot have (any more).
     fn removed(&self, found: &Found) -> Vec<String> {
         let exists = |name: &str| found.resources.iter().any(|resource| resource.name == name);
-        let lost = self.has.iter().filter(|(name, version)| version.is_some() && !exists(name)).map(|(name, _)| name);
+        let lost = self
+            .has
+            .iter()
+            .filter(|(name, version)| version.is_some() && !exists(name))
+            .map(|(name, _)| name);
         let never_there = found.missing.iter().filter(|name| !self.has.contains_key(*name));
         let names: BTreeSet<&String> = lost.chain(never_there).collect();
         names.into_iter().cloned().collect()

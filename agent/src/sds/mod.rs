@@ -20,6 +20,7 @@ use crate::cache::WorkloadUpdate;
 use crate::caller::Connection;
 use crate::config::SdsConfig;
 use crate::workload_api::gate::Gate;
+use crate::workload_api::open::OpenStream;
 use crate::workload_api::source::Updates;
 
 use delta::Delta;
@@ -101,6 +102,7 @@ impl Sds {
             requests,
             updates: self.gate.source.subscribe(selectors),
             protocol: Sotw::new(Arc::clone(&self.config)),
+            _open: OpenStream::new(),
         };
         Ok(Response::new(session.into_stream()))
     }
@@ -118,6 +120,7 @@ impl Sds {
             requests,
             updates: self.gate.source.subscribe(selectors),
             protocol: Delta::new(Arc::clone(&self.config)),
+            _open: OpenStream::new(),
         };
         Ok(Response::new(session.into_stream()))
     }
@@ -185,6 +188,7 @@ struct Session<P: Protocol> {
     requests: Streaming<P::Request>,
     updates: Box<dyn Updates>,
     protocol: P,
+    _open: OpenStream,
 }
 
 impl<P: Protocol> Session<P> {
@@ -195,7 +199,11 @@ impl<P: Protocol> Session<P> {
                 Ok(None) => None,
                 Ok(Some(response)) => Some((Ok(response), Some(session))),
                 Err(status) => {
-                    tracing::error!(pid = session.caller.pid(), error = status.message(), "Error building stream secrets response");
+                    tracing::error!(
+                        pid = session.caller.pid(),
+                        error = status.message(),
+                        "Error building stream secrets response"
+                    );
                     Some((Err(status), None))
                 }
             }
@@ -221,3 +229,6 @@ impl<P: Protocol> Session<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -239,7 +239,8 @@ fn tls_certificate(name: &str, identity: &Identity) -> Resource {
 
 fn wipe(message: &mut Secret) {
     if let Some(secret::Type::TlsCertificate(certificate)) = &mut message.r#type
-        && let Some(DataSource { specifier: Some(Specifier::InlineBytes(key)), .. }) = &mut certificate.private_key
+        && let Some(DataSource { specifier: Some(Specifier::InlineBytes(key)), .. }) =
+            &mut certificate.private_key
     {
         key.zeroize();
     }

@@ -79,7 +79,9 @@ fn any_len(resource: &Resource) -> usize {
 }
 
 fn delta_len(resource: &Resource) -> usize {
-    field_len(1, resource.version.len()) + message_len(2, any_len(resource)) + field_len(3, resource.name.len())
+    field_len(1, resource.version.len())
+        + message_len(2, any_len(resource))
+        + field_len(3, resource.name.len())
 }
 
 fn put_any(buf: &mut impl BufMut, resource: &Resource) {
@@ -130,7 +132,10 @@ mod tests {
             resources: vec![resource("a", &[1; 300]), resource("b", &[])],
         };
         let got = DiscoveryResponse::decode(reply.encode().as_bytes()).unwrap();
-        assert_eq!((got.version_info, got.nonce, got.type_url), ("7".into(), "00ff00ff".into(), reply.type_url));
+        assert_eq!(
+            (got.version_info, got.nonce, got.type_url),
+            ("7".into(), "00ff00ff".into(), reply.type_url)
+        );
         assert_eq!(got.resources[0].value, [1; 300]);
         assert_eq!(got.resources[1].type_url, SECRET_TYPE_URL);
     }

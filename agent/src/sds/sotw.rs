@@ -46,7 +46,8 @@ impl Sotw {
     /// # Errors
     /// [`SdsError`] ends the stream.
     pub(crate) fn on_request(&mut self, request: DiscoveryRequest) -> Result<Option<Reply>, SdsError> {
-        let names: BTreeSet<String> = request.resource_names.into_iter().filter(|name| !name.is_empty()).collect();
+        let names: BTreeSet<String> =
+            request.resource_names.into_iter().filter(|name| !name.is_empty()).collect();
         if names.len() > MAX_NAMES {
             return Err(SdsError::TooManyNames);
         }
@@ -85,7 +86,8 @@ impl Sotw {
         // A client that asked for everything learns from absence what it lost. One that named its resources keeps
         // what is not in the response, so it gets only what is new.
         let everything = self.asked.as_ref().is_some_and(|asked| asked.names.is_empty());
-        let resources = found.resources.into_iter().filter(|resource| everything || is_new(resource)).collect();
+        let resources =
+            found.resources.into_iter().filter(|resource| everything || is_new(resource)).collect();
         Ok(Some(self.reply(resources, everything)))
     }
 
@@ -104,7 +106,11 @@ impl Sotw {
         }
         self.refusals = self.refusals.saturating_add(1);
         if self.refusals <= MAX_REFUSALS {
-            tracing::error!(version_info, expect = sent.version_info, "Client rejected expected version and rolled back");
+            tracing::error!(
+                version_info,
+                expect = sent.version_info,
+                "Client rejected expected version and rolled back"
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use svid_core::selector::SelectorSet;
 use tonic::Status;
 
 use super::gate::Gate;
+use super::open::OpenStream;
 use super::source::Updates;
 use super::{Responses, WorkloadApi};
 use crate::cache::WorkloadUpdate;
@@ -26,6 +27,7 @@ pub(super) struct BundleStream {
     anyone: bool,
     form: fn(&Bundle) -> Vec<u8>,
     sent: Option<ByTrustDomain>,
+    _open: OpenStream,
 }
 
 impl BundleStream {
@@ -44,6 +46,7 @@ impl BundleStream {
             anyone: api.options.allow_unauthenticated_verifiers,
             form,
             sent: None,
+            _open: OpenStream::new(),
         })
     }
 

@@ -30,7 +30,11 @@ impl Gate {
     }
 
     /// Attests the caller, then takes a token of the method's limit. The agent itself has no limit.
-    pub(crate) async fn admit(&self, caller: &Connection, method: &'static str) -> Result<Arc<SelectorSet>, Status> {
+    pub(crate) async fn admit(
+        &self,
+        caller: &Connection,
+        method: &'static str,
+    ) -> Result<Arc<SelectorSet>, Status> {
         let selectors = self.attest(caller).await?;
         let limit = self.limits.iter().find(|(limited, _)| *limited == method);
         match limit {
@@ -83,7 +87,8 @@ fn configured(limits: &RateLimits) -> Vec<(&'static str, Limit)> {
         (sds::DELTA_SECRETS, limits.stream_secrets),
         (sds::FETCH_SECRETS, limits.fetch_secrets),
     ];
-    let limited = methods.into_iter().filter_map(|(method, limit)| Some((method, Limit::new(limit, now)?, limit)));
+    let limited =
+        methods.into_iter().filter_map(|(method, limit)| Some((method, Limit::new(limit, now)?, limit)));
     limited
         .map(|(method, limiter, limit)| {
             tracing::info!(method, limit, "Workload API/SDS rate limiting enabled");
@@ -95,7 +100,9 @@ fn configured(limits: &RateLimits) -> Vec<(&'static str, Limit)> {
 /// Selectors that the configuration allows in logs: those equal to a prefix, or going on with a colon after it.
 fn loggable(selectors: &SelectorSet, prefixes: &[String]) -> Option<String> {
     let allowed = |text: &String| {
-        prefixes.iter().any(|prefix| text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')))
+        prefixes.iter().any(|prefix| {
+            text.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
     };
     let mut texts: Vec<String> = selectors.iter().map(Selector::to_string).filter(allowed).collect();
     texts.sort_unstable();

@@ -9,7 +9,8 @@ use svid_core::bundle::Bundle;
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::jwt;
 use svid_proto::workload::{
-    JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+    JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse,
 };
 use tonic::{Response, Status};
 
@@ -64,7 +65,9 @@ impl WorkloadApi {
     ) -> Result<Response<Responses<JwtBundlesResponse>>, Status> {
         let jwks = |bundle: &Bundle| jwt::jwks_json(bundle).into_bytes();
         let stream = BundleStream::open(self, caller, FETCH_JWT_BUNDLES, jwks).await?;
-        Ok(Response::new(stream.into_responses(|bundles| JwtBundlesResponse { bundles: bundles.into_iter().collect() })))
+        Ok(Response::new(
+            stream.into_responses(|bundles| JwtBundlesResponse { bundles: bundles.into_iter().collect() }),
+        ))
     }
 
     /// `ValidateJWTSVID`: works without an identity, with the own bundle and those the caller's identities federate
@@ -86,17 +89,25 @@ impl WorkloadApi {
         let keys: HashMap<TrustDomain, Arc<Bundle>> =
             bundles.map(|bundle| (bundle.trust_domain.clone(), Arc::clone(bundle))).collect();
         let audience = [request.audience];
-        let valid = jwt::validate(&request.svid, &keys, &audience, self.options.clock.now(), LEEWAY).map_err(|err| {
-            tracing::warn!(pid = caller.pid(), error = %err, "Failed to validate JWT");
-            Status::invalid_argument(err.to_string())
-        })?;
+        let valid = jwt::validate(&request.svid, &keys, &audience, self.options.clock.now(), LEEWAY)
+            .map_err(|err| {
+                tracing::warn!(pid = caller.pid(), error = %err, "Failed to validate JWT");
+                Status::invalid_argument(err.to_string())
+            })?;
         let id = valid.id().clone();
         let claims = self.visible_claims(&id, valid.into_claims());
-        Ok(Response::new(ValidateJwtsvidResponse { spiffe_id: id.to_string(), claims: Some(to_struct(claims)) }))
+        Ok(Response::new(ValidateJwtsvidResponse {
+            spiffe_id: id.to_string(),
+            claims: Some(to_struct(claims)),
+        }))
     }
 
     /// All claims of the own trust domain's tokens; of others only what everybody may see, and what is configured.
-    fn visible_claims(&self, id: &SpiffeId, mut claims: serde_json::Map<String, Value>) -> serde_json::Map<String, Value> {
+    fn visible_claims(
+        &self,
+        id: &SpiffeId,
+        mut claims: serde_json::Map<String, Value>,
+    ) -> serde_json::Map<String, Value> {
         if !id.is_member_of(&self.options.trust_domain) {
             let allowed = &self.options.allowed_foreign_jwt_claims;
             claims.retain(|name, _| OPEN_CLAIMS.contains(&name.as_str()) || allowed.contains(name));
@@ -112,7 +123,9 @@ fn wanted_id(text: &str) -> Result<Option<SpiffeId>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|err| Status::invalid_argument(format!("invalid requested SPIFFE ID: {err}")))
+    text.parse()
+        .map(Some)
+        .map_err(|err| Status::invalid_argument(format!("invalid requested SPIFFE ID: {err}")))
 }
 
 fn to_struct(claims: serde_json::Map<String, Value>) -> prost_types::Struct {

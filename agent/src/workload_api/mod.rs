@@ -10,6 +10,7 @@ pub(crate) mod gate;
 mod health;
 mod hints;
 mod jwt;
+pub(crate) mod open;
 mod ratelimit;
 mod server;
 pub mod source;
@@ -26,6 +27,7 @@ use tonic::Status;
 use gate::Gate;
 
 pub use health::{ProbeError, probe};
+pub use open::open_streams;
 pub use server::{ServeError, WorkloadServerConfig, serve};
 
 /// Path of the service. Its protobuf has no package.
@@ -49,3 +51,5 @@ struct Options {
     clock: Clock,
 }
 
+#[cfg(test)]
+mod tests;

@@ -83,12 +83,16 @@ mod tests {
     fn a_bucket_fills_with_time_and_is_shared_by_equal_sets() {
         let start = Instant::now();
         let limit = Limit::new(2, start).unwrap();
-        let allowed = |text: &str, after_ms: u64| limit.allow(&set(text), start + Duration::from_millis(after_ms));
+        let allowed =
+            |text: &str, after_ms: u64| limit.allow(&set(text), start + Duration::from_millis(after_ms));
         assert!(allowed("a:1", 0) && allowed("a:1", 0) && !allowed("a:1", 0));
         assert!(allowed("b:1", 0), "another set has its own bucket");
         assert!(!allowed("a:1", 499));
         assert!(allowed("a:1", 501) && !allowed("a:1", 501));
-        assert!(allowed("a:1", 9_000) && allowed("a:1", 9_000) && !allowed("a:1", 9_000), "it holds no more than one second's worth");
+        assert!(
+            allowed("a:1", 9_000) && allowed("a:1", 9_000) && !allowed("a:1", 9_000),
+            "it holds no more than one second's worth"
+        );
     }
 
     #[test]

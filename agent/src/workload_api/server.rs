@@ -179,7 +179,11 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(config: WorkloadServerConfig, source: Arc<dyn IdentitySource>, attestors: Attestors) -> Self {
+    pub(super) fn new(
+        config: WorkloadServerConfig,
+        source: Arc<dyn IdentitySource>,
+        attestors: Attestors,
+    ) -> Self {
         let gate = Arc::new(Gate::new(source, attestors, &config.ratelimit, config.log_selectors));
         let options = Options {
             trust_domain: config.trust_domain,
@@ -209,7 +213,9 @@ impl Endpoint {
         match path {
             path if path.starts_with(HEALTH) => self.health_call(request).await,
             path if path.starts_with(REFLECTION_V1) => self.reflection_call(request, |(v1, _)| v1).await,
-            path if path.starts_with(REFLECTION_V1_ALPHA) => self.reflection_call(request, |(_, alpha)| alpha).await,
+            path if path.starts_with(REFLECTION_V1_ALPHA) => {
+                self.reflection_call(request, |(_, alpha)| alpha).await
+            }
             path => unimplemented_method(path),
         }
     }
@@ -251,7 +257,8 @@ fn unimplemented_method(path: &str) -> Response<Body> {
 /// Built at the first call: few ask, and the descriptors take memory.
 fn reflection(names: Vec<&'static str>) -> Option<(BoxedService, BoxedService)> {
     let builder = || {
-        let all = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
+        let all = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
         names.iter().fold(all, |builder, name| builder.with_service_name(*name))
     };
     let (v1, alpha) = (builder().build_v1().ok()?, builder().build_v1alpha().ok()?);
@@ -307,22 +314,30 @@ async fn workload_call(
             grpc!(server_streaming, wire::JwtBundlesRequest, |_| api.fetch_jwt_bundles(Arc::clone(&caller)))
         }
         "ValidateJWTSVID" => {
-            grpc!(unary, wire::ValidateJwtsvidRequest, |request| api.validate_jwt_svid(Arc::clone(&caller), request))
+            grpc!(unary, wire::ValidateJwtsvidRequest, |request| api
+                .validate_jwt_svid(Arc::clone(&caller), request))
         }
         "FetchWITSVID" => Status::unimplemented("fetching WIT-SVIDs is not implemented").into_http(),
         _ => Status::unimplemented("fetching WIT bundles is not implemented").into_http(),
     }
 }
 
-async fn sds_call(sds: &Sds, method: &str, caller: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+async fn sds_call(
+    sds: &Sds,
+    method: &str,
+    caller: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     use svid_proto::envoy::service::discovery::v3::DiscoveryRequest;
     match method {
         "StreamSecrets" => {
-            let handler = |request: tonic::Request<_>| sds.stream_secrets(Arc::clone(&caller), request.into_inner());
+            let handler =
+                |request: tonic::Request<_>| sds.stream_secrets(Arc::clone(&caller), request.into_inner());
             tonic::server::Grpc::new(SmallCodec::default()).streaming(service_fn(handler), request).await
         }
         "DeltaSecrets" => {
-            let handler = |request: tonic::Request<_>| sds.delta_secrets(Arc::clone(&caller), request.into_inner());
+            let handler =
+                |request: tonic::Request<_>| sds.delta_secrets(Arc::clone(&caller), request.into_inner());
             tonic::server::Grpc::new(SmallCodec::default()).streaming(service_fn(handler), request).await
         }
         "FetchSecrets" => {

@@ -13,6 +13,7 @@ use zeroize::Zeroize as _;
 
 use super::bundles::BundleStream;
 use super::gate::Gate;
+use super::open::OpenStream;
 use super::source::Updates;
 use super::{Responses, WorkloadApi, hints};
 use crate::cache::{Identity, WorkloadUpdate};
@@ -29,7 +30,8 @@ impl WorkloadApi {
     ) -> Result<Response<Responses<Encoded>>, Status> {
         let selectors = self.gate.admit(&caller, FETCH_X509_SVID).await?;
         let updates = self.gate.source.subscribe(Arc::clone(&selectors));
-        let session = Session { gate: Arc::clone(&self.gate), caller, selectors, updates };
+        let session =
+            Session { gate: Arc::clone(&self.gate), caller, selectors, updates, _open: OpenStream::new() };
         Ok(Response::new(session.into_stream()))
     }
 
@@ -52,6 +54,7 @@ struct Session {
     caller: Arc<Connection>,
     selectors: Arc<SelectorSet>,
     updates: Box<dyn Updates>,
+    _open: OpenStream,
 }
 
 impl Session {
@@ -111,7 +114,8 @@ fn encode(update: &WorkloadUpdate) -> Encoded {
         bundle: bundle.clone(),
         hint: identity.entry.hint.clone(),
     });
-    let federated = update.federated.values().map(|bundle| (bundle.trust_domain.id().to_string(), bundle.x509_der()));
+    let federated =
+        update.federated.values().map(|bundle| (bundle.trust_domain.id().to_string(), bundle.x509_der()));
     let mut response = X509svidResponse {
         svids: svids.collect(),
         federated_bundles: federated.collect(),

@@ -180,7 +180,10 @@ mod tests {
             known.slot(state(ino));
         }
         assert_eq!(known.slots.len(), MAX_HASHES);
-        assert!(!known.slots.contains_key(&state(0)) && known.slots.contains_key(&state(2 * MAX_HASHES as u64 - 1)));
+        assert!(
+            !known.slots.contains_key(&state(0))
+                && known.slots.contains_key(&state(2 * MAX_HASHES as u64 - 1))
+        );
     }
 
     #[test]

@@ -89,12 +89,17 @@ impl UnixAttestor {
         }
     }
 
-    async fn push_executable(&self, caller: &dyn Caller, values: &mut Vec<String>) -> Result<(), PluginError> {
+    async fn push_executable(
+        &self,
+        caller: &dyn Caller,
+        values: &mut Vec<String>,
+    ) -> Result<(), PluginError> {
         let Executable { path, file } = caller.executable()?;
         values.push(format!("path:{}", path_text(&path)?));
         if let Some(limit) = self.config.hash_limit() {
             let hash = self.hashes.sha256(file, limit).await;
-            let hash = hash.map_err(|err| PluginError::internal(format!("SHA256 digest: {}: {err}", path.display())))?;
+            let hash = hash
+                .map_err(|err| PluginError::internal(format!("SHA256 digest: {}: {err}", path.display())))?;
             values.push(format!("sha256:{hash}"));
         }
         Ok(())

@@ -41,7 +41,13 @@ impl Database {
 
     fn stamp(self) -> Stamp {
         let meta = std::fs::metadata(self.file()).ok()?;
-        Some([meta.dev(), meta.ino(), meta.size(), nanos(meta.mtime(), meta.mtime_nsec()), nanos(meta.ctime(), meta.ctime_nsec())])
+        Some([
+            meta.dev(),
+            meta.ino(),
+            meta.size(),
+            nanos(meta.mtime(), meta.mtime_nsec()),
+            nanos(meta.ctime(), meta.ctime_nsec()),
+        ])
     }
 }
 
@@ -121,7 +127,11 @@ mod tests {
         known.put(7, Some("web".into()), FILE, start);
         known.put(8, None, FILE, start);
         assert_eq!(known.get(7, FILE, start + LIFE / 2), Some(Some("web".into())));
-        assert_eq!(known.get(8, FILE, start + LIFE / 2), Some(None), "that an id has no name is kept as well");
+        assert_eq!(
+            known.get(8, FILE, start + LIFE / 2),
+            Some(None),
+            "that an id has no name is kept as well"
+        );
         assert_eq!(known.get(7, FILE, start + LIFE), None);
     }
 

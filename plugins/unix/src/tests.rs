@@ -106,7 +106,9 @@ fn configuration() {
                 assert!(report.errors.is_empty(), "{text}: {:?}", report.errors);
                 assert_eq!((config.discover_workload_path, config.workload_size_limit), values, "{text}");
             }
-            Err(part) => assert!(report.errors.iter().any(|err| err.to_string().contains(part)), "{text}: {report:?}"),
+            Err(part) => {
+                assert!(report.errors.iter().any(|err| err.to_string().contains(part)), "{text}: {report:?}")
+            }
         }
     };
     check("", Ok((false, 0)));

@@ -1,0 +1,51 @@
+//! Texts as Go prints them.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use tonic::{Code, Status};
+
+/// `2006-01-02 15:04:05 +0000 UTC`.
+pub(crate) fn time(at: SystemTime) -> String {
+    stamp(at, "%Y-%m-%d %H:%M:%S +0000 UTC")
+}
+
+/// RFC 3339 in UTC, whole seconds.
+pub(crate) fn rfc3339(unix_seconds: i64) -> String {
+    jiff::Timestamp::from_second(unix_seconds)
+        .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        .unwrap_or_else(|_| unix_seconds.to_string())
+}
+
+fn stamp(at: SystemTime, format: &str) -> String {
+    let Ok(at) = jiff::Timestamp::try_from(at) else { return "(out of range)".into() };
+    let mut text = String::new();
+    // Writing to a String cannot fail, and the formats are fixed.
+    let _ = write!(text, "{}", at.strftime(format));
+    text
+}
+
+/// An RPC's error as gRPC for Go prints it; scripts look for these words.
+pub(crate) fn rpc_error(status: &Status) -> String {
+    format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
+}
+
+/// A failed connection in the same form.
+pub(crate) fn dial_error(socket: &Path, err: &io::Error) -> String {
+    let text = err.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
+    format!(
+        "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {text}\"",
+        socket.display()
+    )
+}
+
+fn code_name(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".into(),
+        Code::Cancelled => "Canceled".into(),
+        other => format!("{other:?}"),
+    }
+}
