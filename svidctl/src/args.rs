@@ -1,0 +1,160 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Where SPIRE's server puts its admin socket.
+const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
+/// Where SPIRE's agent puts its Workload API socket.
+const AGENT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+/// Where SPIRE's agent puts its admin socket, if it has one.
+const AGENT_ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
+
+const JSON_HELP: &str = "\
+With --output json every command writes one JSON object and a line feed; `svid watch` writes one per update.
+Times are seconds since 1970 (0: unknown), *_s are seconds, names do not change between releases, new ones may join.
+  status       {server, agent, warnings[], notes[]}; server and agent are null where they do not answer
+  entry list   {entries[]} in the form of `svid-server entry show -output json`
+  entry show   {entry}
+  agent list   {agents[]}: id, attestation_type, serial, expires_at, remaining_s, state, can_reattest, version
+  agent show   {agent, selectors[], entries[], computed_by}; each entry has admin and downstream
+  svid fetch   {svids[], federated_trust_domains[]}: spiffe_id, hint, chain[], bundle[]
+  svid show    {items[]}: kind (certificate, certificate_request, private_key, jwt) and its facts
+  svid watch   {at, svids[], federated_trust_domains[], changes[]}
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+/// Looks into a SPIFFE trust domain: this project's server and agent, and SPIRE's.
+#[derive(Debug, Parser)]
+#[command(name = "svidctl", version, after_long_help = JSON_HELP, max_term_width = 100)]
+pub struct Args {
+    /// Admin socket of the server
+    #[arg(long, global = true, value_name = "PATH", env = "SPIRE_SERVER_PRIVATE_SOCKET",
+          default_value = SERVER_SOCKET)]
+    pub server_socket: PathBuf,
+    /// Workload API socket of the agent; SPIFFE_ENDPOINT_SOCKET counts as well
+    #[arg(long, global = true, value_name = "PATH", env = "SPIRE_AGENT_PUBLIC_SOCKET")]
+    pub agent_socket: Option<PathBuf>,
+    /// Admin socket of the agent
+    #[arg(long, global = true, value_name = "PATH", default_value = AGENT_ADMIN_SOCKET)]
+    pub agent_admin_socket: PathBuf,
+    /// How to print
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Args {
+    /// The Workload API socket: flag, SPIRE's variable, the standard's variable, SPIRE's default.
+    pub fn workload_socket(&self) -> PathBuf {
+        let standard =
+            || std::env::var("SPIFFE_ENDPOINT_SOCKET").ok().filter(|text| text.starts_with("unix:"));
+        let path = self.agent_socket.clone().or_else(|| standard().map(PathBuf::from));
+        without_scheme(&path.unwrap_or_else(|| AGENT_SOCKET.into()))
+    }
+}
+
+/// `unix:///path` and `unix:/path` are paths too.
+fn without_scheme(path: &Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    match text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
+        Some(rest) => PathBuf::from(rest),
+        None => path.to_owned(),
+    }
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables for people
+    Table,
+    /// JSON for programs
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// One screen: authorities and their remaining life, agents, entries, what needs attention
+    Status,
+    /// Registration entries
+    #[command(subcommand)]
+    Entry(EntryCommand),
+    /// Attested agents
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// What the agent's socket gives this process, and what a file holds
+    #[command(subcommand)]
+    Svid(SvidCommand),
+}
+
+/// Registration entries.
+#[derive(Debug, Subcommand)]
+pub enum EntryCommand {
+    /// Every entry
+    List,
+    /// One entry
+    Show {
+        /// The entry's id
+        id: String,
+    },
+}
+
+/// Attested agents.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Every agent
+    List,
+    /// One agent, and what it can obtain
+    Show {
+        /// The agent's SPIFFE ID
+        id: String,
+    },
+}
+
+/// SVIDs.
+#[derive(Debug, Subcommand)]
+pub enum SvidCommand {
+    /// Asks the socket once
+    Fetch,
+    /// Reads a file: certificates, requests, keys (never printed), JWTs (never verified)
+    Show {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+    /// Prints each update of the socket until Ctrl-C
+    Watch,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sockets_may_be_uris() {
+        for (given, path) in [
+            ("/run/a.sock", "/run/a.sock"),
+            ("unix:///run/a.sock", "/run/a.sock"),
+            ("unix:/run/a.sock", "/run/a.sock"),
+        ] {
+            assert_eq!(without_scheme(Path::new(given)), Path::new(path), "{given}");
+        }
+    }
+
+    #[test]
+    fn usage_errors_end_with_two() {
+        for line in ["svidctl", "svidctl nope", "svidctl entry show", "svidctl status --output xml"] {
+            let error = Args::try_parse_from(line.split(' ')).map(|_| ()).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}
