@@ -1,0 +1,201 @@
+//! The command line. Every option is known to every measure, so that one set of options serves a whole session.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "svid-load",
+    version,
+    about = "Measures a SPIRE-compatible server or agent through SPIRE's public APIs",
+    after_help = "Start the server with `ratelimit { attestation = false signing = false }`, or its limits are \
+                  measured. CPU-seconds are those of the process behind the socket, unless --pid names another."
+)]
+pub struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    pub measure: Measure,
+    /// Where, how much, how long.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of all measures.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The server's TCP port
+    #[arg(long, global = true, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
+    pub server: String,
+    /// The server's admin socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/tmp/spire-server/private/api.sock")]
+    pub admin_socket: PathBuf,
+    /// The Workload API socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/tmp/spire-agent/public/api.sock")]
+    pub agent_socket: PathBuf,
+    /// SPIFFE ID of the agent behind --agent-socket; needed when the server knows several agents
+    #[arg(long, global = true, value_name = "SPIFFE-ID")]
+    pub agent_id: Option<String>,
+    /// The process whose CPU and memory are told; otherwise the one that listens on the socket
+    #[arg(long, global = true)]
+    pub pid: Option<u32>,
+    /// Agents to attest [default: attest 4000, sync 200]
+    #[arg(long, global = true)]
+    pub agents: Option<usize>,
+    /// Entries: to create (entries: 50000), per agent (sync: 50), beside (propagate: 0)
+    #[arg(long, global = true)]
+    pub entries: Option<usize>,
+    /// How long to measure
+    #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Calls at the same time [default: attest 4, entries 1, sync 2, sign 2, jwt 16, fetch 50]
+    #[arg(long, global = true, value_parser = at_least_one)]
+    pub callers: Option<usize>,
+    /// Threads of this program
+    #[arg(long, global = true, default_value_t = 1, value_parser = at_least_one)]
+    pub threads: usize,
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+impl Common {
+    /// How long to measure.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// One object, whose names stay.
+    Json,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Measure {
+    /// AttestAgent with join tokens, a new TLS connection each
+    Attest,
+    /// BatchCreateEntry, 500 entries a call, through the admin socket
+    Entries,
+    /// SyncAuthorizedEntries and GetBundle, as stock agents do it
+    Sync {
+        /// Seconds between two syncs of an agent; 0: no pauses, --callers agents at a time
+        #[arg(long, default_value_t = 0.0, value_parser = pace)]
+        pace: f64,
+        /// Entries of nobody, created beforehand
+        #[arg(long, default_value_t = 0)]
+        others: usize,
+    },
+    /// BatchNewX509SVID, 500 CSRs a call, a connection for each caller
+    Sign {
+        /// Measure issuance inside this process instead, without any server
+        #[arg(long)]
+        in_process: bool,
+    },
+    /// NewJWTSVID
+    Jwt {
+        /// TLS connections that the callers share
+        #[arg(long, default_value_t = 2, value_parser = at_least_one)]
+        connections: usize,
+    },
+    /// Workload API: connect, be attested, get the first X.509-SVID
+    Fetch {
+        /// Fetches offered a second, late or not; without it each caller starts when it has ended the last
+        #[arg(long, value_parser = rate)]
+        rate: Option<f64>,
+    },
+    /// From an entry's creation to its SVID in a workload's open stream
+    Propagate {
+        /// Entries created one after the other, unless --seconds end first
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
+    },
+    /// From an empty directory to the first X.509-SVID in a workload
+    Start {
+        /// The server's binary: svid-server or spire-server
+        #[arg(long, value_name = "PATH")]
+        server_bin: PathBuf,
+        /// The agent's binary: svid-agent or spire-agent
+        #[arg(long, value_name = "PATH")]
+        agent_bin: PathBuf,
+        /// How often
+        #[arg(long, default_value_t = 5, value_parser = at_least_one)]
+        repeat: usize,
+    },
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|n| n.is_finite()).ok_or_else(|| "not a number".to_owned())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        n if n > 0.0 && n <= 86_400.0 => Ok(n),
+        _ => Err("must be more than 0 and at most 86400".to_owned()),
+    }
+}
+
+fn pace(text: &str) -> Result<f64, String> {
+    if text == "0" { Ok(0.0) } else { seconds(text) }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match number(text)? {
+        n if n > 0.0 && n <= 1e6 => Ok(n),
+        _ => Err("must be more than 0 and at most 1000000".to_owned()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=100_000) => Ok(n),
+        _ => Err("must be 1 to 100000".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_parser_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_behind_the_measure() {
+        let line = "svid-load fetch --agent-socket /a --rate 1000 --callers 50 --seconds 2.5 --output json";
+        let cli = parse(line).expect("valid");
+        assert!(matches!(cli.measure, Measure::Fetch { rate: Some(rate) } if rate == 1000.0));
+        assert_eq!(cli.common.callers, Some(50));
+        assert_eq!(cli.common.output, Output::Json);
+        assert_eq!(cli.common.limit(), Duration::from_millis(2500));
+    }
+
+    #[test]
+    fn refusals() {
+        for line in [
+            "svid-load",
+            "svid-load attest --seconds 0",
+            "svid-load attest --seconds NaN",
+            "svid-load jwt --callers 0",
+            "svid-load fetch --rate -1",
+            "svid-load start",
+            "svid-load jwt --output yaml",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
