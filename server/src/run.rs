@@ -251,7 +251,8 @@ async fn endpoints(
 ) -> Result<(), RunError> {
     let address = format!("{}:{}", bracketed(&config.bind_address), config.bind_port);
     let listen = |source| RunError::Listen { address: address.clone(), source };
-    let listener = TcpListener::bind((config.bind_address.as_str(), config.bind_port)).await.map_err(listen)?;
+    let listener =
+        TcpListener::bind((config.bind_address.as_str(), config.bind_port)).await.map_err(listen)?;
     let bound = listener.local_addr().map_err(listen)?;
     let socket = bind_private(&config.socket_path, SOCKET_MODE, SOCKET_DIR_MODE)?;
     let tls = tls::follow(config, context, stop)?;

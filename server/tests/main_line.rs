@@ -64,7 +64,8 @@ impl Server {
     }
 
     fn remote(&self, identity: Option<&Identity>) -> Channel {
-        let verifier = SpiffeServerVerifier::new("example.org".parse().unwrap(), ServerTrust::InsecureBootstrap);
+        let verifier =
+            SpiffeServerVerifier::new("example.org".parse().unwrap(), ServerTrust::InsecureBootstrap);
         let config = client_config(identity, Arc::new(verifier), TlsPolicy::default()).unwrap();
         tls_channel(format!("127.0.0.1:{}", self.port), move || config.clone())
     }
@@ -123,7 +124,8 @@ async fn attest(channel: Channel, token: &str, key: &LocalKey) -> Result<types::
 
 async fn create(channel: Channel, entry: types::Entry) -> types::Entry {
     let request = entry::BatchCreateEntryRequest { entries: vec![entry], output_mask: None };
-    let mut results = EntryClient::new(channel).batch_create_entry(request).await.unwrap().into_inner().results;
+    let mut results =
+        EntryClient::new(channel).batch_create_entry(request).await.unwrap().into_inner().results;
     let result = results.remove(0);
     assert_eq!(result.status.unwrap().code, 0);
     result.entry.unwrap()
@@ -158,14 +160,16 @@ async fn an_entry_becomes_an_svid_until_the_agent_is_banned() {
     let sync = tokio_stream::once(entry::SyncAuthorizedEntriesRequest::default());
     let mut answers = entries.sync_authorized_entries(sync).await.unwrap().into_inner();
     assert_eq!(answers.message().await.unwrap().unwrap().entries, [created.clone()]);
-    let listed = entries.list_entries(entry::ListEntriesRequest::default()).await.expect_err("an agent is no admin");
+    let listed =
+        entries.list_entries(entry::ListEntriesRequest::default()).await.expect_err("an agent is no admin");
     assert_eq!(listed.code(), Code::PermissionDenied);
 
     let mut svids = SvidClient::new(channel.clone());
     let workload = LocalKey::generate(KeyType::EcP256).unwrap();
     let params = |entry_id: &str| svid::NewX509svidParams { entry_id: entry_id.into(), csr: csr(&workload) };
     let params = (0..9).map(|_| params(&created.id)).chain([params("other")]).collect();
-    let batch = svids.batch_new_x509svid(svid::BatchNewX509svidRequest { params }).await.unwrap().into_inner();
+    let batch =
+        svids.batch_new_x509svid(svid::BatchNewX509svidRequest { params }).await.unwrap().into_inner();
     let (last, good) = batch.results.split_last().unwrap();
     assert!(good.iter().all(|result| result.svid.as_ref().is_some_and(|svid| svid.id == Some(id("/web")))));
     let status = last.status.as_ref().unwrap();

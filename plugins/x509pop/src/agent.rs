@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P521_SHA256_FIXED_SIGNING, EcdsaKeyPair, RSA_PSS_SHA256, RsaKeyPair,
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P521_SHA256_FIXED_SIGNING, EcdsaKeyPair, RSA_PSS_SHA256,
+    RsaKeyPair,
 };
 use svid_core::hcl::Reader;
 use svid_core::pem::{parse_certs_pem, parse_key_pem};
@@ -43,7 +44,8 @@ impl AgentConfig {
         };
         let private_key_path = required("private_key_path", r);
         let certificate_path = required("certificate_path", r);
-        let intermediates_path = r.string("intermediates_path").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let intermediates_path =
+            r.string("intermediates_path").filter(|path| !path.is_empty()).map(PathBuf::from);
         Some(Self {
             private_key_path: private_key_path?,
             certificate_path: certificate_path?,
@@ -94,11 +96,13 @@ fn key(path: &Path) -> Result<Key, PluginError> {
     let pkcs8 = parse_key_pem(text.as_slice()).map_err(|error| unable(&error.to_string()))?;
     let der = pkcs8.secret_bytes();
     let ecdsa = [&ECDSA_P256_SHA256_FIXED_SIGNING, &ECDSA_P521_SHA256_FIXED_SIGNING];
-    if let Some(pair) = ecdsa.into_iter().find_map(|algorithm| EcdsaKeyPair::from_pkcs8(algorithm, der).ok()) {
+    if let Some(pair) = ecdsa.into_iter().find_map(|algorithm| EcdsaKeyPair::from_pkcs8(algorithm, der).ok())
+    {
         return Ok(Key::Ecdsa(pair));
     }
     let rsa = RsaKeyPair::from_pkcs8(der);
-    rsa.map(Key::Rsa).map_err(|_| unable("not an ECDSA key on P-256 or P-521, nor an RSA key of 2048 to 8192 bits"))
+    rsa.map(Key::Rsa)
+        .map_err(|_| unable("not an ECDSA key on P-256 or P-521, nor an RSA key of 2048 to 8192 bits"))
 }
 
 #[async_trait]
@@ -138,16 +142,20 @@ impl Key {
         let nonce = proof::nonce()?;
         match self {
             Self::Ecdsa(pair) => {
-                let asked =
-                    challenge.ecdsa_signature.as_ref().ok_or_else(|| PluginError::invalid("expecting ECDSA challenge"))?;
+                let asked = challenge
+                    .ecdsa_signature
+                    .as_ref()
+                    .ok_or_else(|| PluginError::invalid("expecting ECDSA challenge"))?;
                 let signature = pair.sign(&random, &message(asked, &nonce)?).map_err(sign_failed)?;
                 let (r, s) = signature.as_ref().split_at(signature.as_ref().len() / 2);
                 let proof = EcdsaProof { nonce, r: Bytes(r.to_vec()), s: Bytes(s.to_vec()) };
                 Ok(Response { ecdsa_signature: Some(proof), rsa_signature: None })
             }
             Self::Rsa(pair) => {
-                let asked =
-                    challenge.rsa_signature.as_ref().ok_or_else(|| PluginError::invalid("expecting RSA challenge"))?;
+                let asked = challenge
+                    .rsa_signature
+                    .as_ref()
+                    .ok_or_else(|| PluginError::invalid("expecting RSA challenge"))?;
                 let mut signature = vec![0; pair.public_modulus_len()];
                 let signed = pair.sign(&RSA_PSS_SHA256, &random, &message(asked, &nonce)?, &mut signature);
                 signed.map_err(sign_failed)?;

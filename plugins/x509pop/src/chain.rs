@@ -7,7 +7,9 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use svid_core::x509::ParsedCert;
 use svid_plugin_api::PluginError;
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, VerifiedPath};
+use webpki::{
+    ALL_VERIFICATION_ALGS, EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, VerifiedPath,
+};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -113,17 +115,32 @@ fn signers_may_sign(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
 }
 
 /// Verifies the chain and gives the fingerprints of the CA certificates on the path, the root last.
-pub(crate) fn verify(chain: &[Vec<u8>], roots: &[Vec<u8>], now: SystemTime) -> Result<Vec<String>, PluginError> {
+pub(crate) fn verify(
+    chain: &[Vec<u8>],
+    roots: &[Vec<u8>],
+    now: SystemTime,
+) -> Result<Vec<String>, PluginError> {
     let failed = |why: String| PluginError::denied(format!("certificate verification failed: {why}"));
-    let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let ders: Vec<CertificateDer<'_>> =
+        chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (leaf, rest) = ders.split_first().ok_or_else(|| failed("no certificate".into()))?;
-    let roots: Vec<CertificateDer<'_>> = roots.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let roots: Vec<CertificateDer<'_>> =
+        roots.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let anchors: Vec<TrustAnchor<'_>> =
         roots.iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect();
     let leaf = EndEntityCert::try_from(leaf).map_err(|error| failed(error.to_string()))?;
-    let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO));
+    let time =
+        UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO));
     let path = leaf
-        .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, rest, time, AnyUsage, None, Some(&signers_may_sign))
+        .verify_for_usage(
+            ALL_VERIFICATION_ALGS,
+            &anchors,
+            rest,
+            time,
+            AnyUsage,
+            None,
+            Some(&signers_may_sign),
+        )
         .map_err(|error| failed(error.to_string()))?;
     let mut fingerprints: Vec<String> =
         path.intermediate_certificates().map(|cert| fingerprint(&cert.der())).collect();

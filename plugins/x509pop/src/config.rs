@@ -96,7 +96,10 @@ fn roots(r: &mut Reader, mode: Mode) -> Option<Vec<Vec<u8>>> {
         return Some(Vec::new());
     }
     if one.is_some() && !many.is_empty() {
-        r.error("ca_bundle_path", "only one of ca_bundle_path or ca_bundle_paths can be configured, not both");
+        r.error(
+            "ca_bundle_path",
+            "only one of ca_bundle_path or ca_bundle_paths can be configured, not both",
+        );
         return None;
     }
     let paths: Vec<PathBuf> = one.into_iter().chain(many).map(PathBuf::from).collect();
@@ -110,7 +113,10 @@ fn roots(r: &mut Reader, mode: Mode) -> Option<Vec<Vec<u8>>> {
         match read.and_then(|text| parse_certs_pem(text).map_err(|error| error.to_string())) {
             Ok(certs) => roots.extend(certs),
             Err(error) => {
-                r.error("ca_bundle_path", format!("unable to load trust bundle {:?}: {error}", path.display()));
+                r.error(
+                    "ca_bundle_path",
+                    format!("unable to load trust bundle {:?}: {error}", path.display()),
+                );
                 return None;
             }
         }

@@ -104,7 +104,12 @@ fn ecdsa_der(r: &[u8], s: &[u8]) -> Option<Vec<u8>> {
     Some([head, body].concat())
 }
 
-pub(crate) fn verify_rsa(modulus: &[u8], exponent: &[u8], asked: &Nonce, proof: &RsaProof) -> Result<(), &'static str> {
+pub(crate) fn verify_rsa(
+    modulus: &[u8],
+    exponent: &[u8],
+    asked: &Nonce,
+    proof: &RsaProof,
+) -> Result<(), &'static str> {
     const FAILED: &str = "RSA signature verify failed";
     let message = combined(&asked.nonce, &proof.nonce)?;
     let n = BigUint::from_bytes_be(modulus);
@@ -137,7 +142,8 @@ fn pss_matches(encoded: &[u8], bits: usize, message: &[u8]) -> bool {
     if trailer != [0xbc] || u16::from(masked[0]) >> (8 - unused) != 0 {
         return false;
     }
-    let mut db: Vec<u8> = masked.iter().zip(mgf1(hash, masked.len())).map(|(byte, mask)| byte ^ mask).collect();
+    let mut db: Vec<u8> =
+        masked.iter().zip(mgf1(hash, masked.len())).map(|(byte, mask)| byte ^ mask).collect();
     db[0] &= 0xff >> unused;
     let Some(one) = db.iter().position(|byte| *byte != 0).filter(|at| db[*at] == 1) else { return false };
     let salt = &db[one + 1..];

@@ -34,7 +34,8 @@ impl X509PopServer {
     fn certificates(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, PluginError> {
         let data: AttestationData = serde_json::from_slice(payload)
             .map_err(|error| PluginError::invalid(format!("failed to unmarshal data: {error}")))?;
-        let chain: Vec<Vec<u8>> = data.certificates.unwrap_or_default().into_iter().map(|cert| cert.0).collect();
+        let chain: Vec<Vec<u8>> =
+            data.certificates.unwrap_or_default().into_iter().map(|cert| cert.0).collect();
         if chain.is_empty() {
             return Err(PluginError::invalid("no certificate to attest"));
         }
@@ -61,13 +62,14 @@ impl X509PopServer {
         if !self.config.verify_client_ip {
             return Ok(());
         }
-        let address =
-            context.client_ip.ok_or_else(|| PluginError::internal("client IP not available for verification"))?;
+        let address = context
+            .client_ip
+            .ok_or_else(|| PluginError::internal("client IP not available for verification"))?;
         match chain::has_ip(leaf, address) {
             true => Ok(()),
-            false => Err(PluginError::denied(format!(
-                "client IP {address} does not match any certificate IP SAN"
-            ))),
+            false => {
+                Err(PluginError::denied(format!("client IP {address} does not match any certificate IP SAN")))
+            }
         }
     }
 
@@ -77,7 +79,8 @@ impl X509PopServer {
             return Ok(String::new());
         }
         let missing = || PluginError::denied("valid SVID x509 cert not found");
-        let uri = chain::uris(leaf).into_iter().find(|uri| uri.starts_with("spiffe://")).ok_or_else(missing)?;
+        let uri =
+            chain::uris(leaf).into_iter().find(|uri| uri.starts_with("spiffe://")).ok_or_else(missing)?;
         let id: SpiffeId = uri.parse().map_err(|_| missing())?;
         if !id.is_member_of(&context.trust_domain) {
             return Err(missing());
@@ -141,8 +144,9 @@ impl ServerNodeAttestor for X509PopServer {
         self.check_address(&leaf, context)?;
         let challenge = proof::challenge(&leaf)?;
         let answer = challenger.challenge(to_json(&challenge)?).await?;
-        let response: Response = serde_json::from_slice(&answer)
-            .map_err(|error| PluginError::invalid(format!("unable to unmarshal challenge response: {error}")))?;
+        let response: Response = serde_json::from_slice(&answer).map_err(|error| {
+            PluginError::invalid(format!("unable to unmarshal challenge response: {error}"))
+        })?;
         proof::verify(&leaf, &challenge, &response)
             .map_err(|why| PluginError::denied(format!("challenge response verification failed: {why}")))?;
         let svid_path = self.svid_path(&leaf, context)?;
@@ -154,7 +158,8 @@ impl ServerNodeAttestor for X509PopServer {
             id.map_err(|error| error.to_string())
         });
         Ok(AttestedNode {
-            agent_id: made.map_err(|why| PluginError::internal(format!("failed to make spiffe id: {why}")))?,
+            agent_id: made
+                .map_err(|why| PluginError::internal(format!("failed to make spiffe id: {why}")))?,
             selector_values: selector_values(&leaf, &authorities, &sans),
             can_reattest: true,
         })

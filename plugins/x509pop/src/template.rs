@@ -89,7 +89,10 @@ impl Data {
             ("URISanSelectors", Value::Map(sans.clone())),
             ("Subject.CommonName", Value::Text(chain::common_name(leaf))),
             ("Subject.SerialNumber", first(subject.iter_by_oid(&serial_oid).next())),
-            ("Subject.Organization", list(subject.iter_organization().filter_map(|v| v.as_str().ok()).collect())),
+            (
+                "Subject.Organization",
+                list(subject.iter_organization().filter_map(|v| v.as_str().ok()).collect()),
+            ),
             (
                 "Subject.OrganizationalUnit",
                 list(subject.iter_organizational_unit().filter_map(|v| v.as_str().ok()).collect()),
@@ -369,7 +372,8 @@ fn eval(expr: &Expr, data: &Data) -> Result<Value, String> {
         Expr::Text(text) => Ok(Value::Text(text.clone())),
         Expr::Number(number) => Ok(Value::Number(*number)),
         Expr::Call(name, arguments) => {
-            let values = arguments.iter().map(|argument| eval(argument, data)).collect::<Result<Vec<_>, _>>()?;
+            let values =
+                arguments.iter().map(|argument| eval(argument, data)).collect::<Result<Vec<_>, _>>()?;
             call(name, &values)
         }
     }
@@ -411,7 +415,13 @@ fn call_on_any(name: &str, values: &[Value]) -> Result<Option<Value>, String> {
     let empty = || format!("{name}: the list is empty");
     let value = match (name, values) {
         ("toString", [value]) => Value::Text(value.print()),
-        ("default", [default, value]) => if value.is_empty() { default.clone() } else { value.clone() },
+        ("default", [default, value]) => {
+            if value.is_empty() {
+                default.clone()
+            } else {
+                value.clone()
+            }
+        }
         ("join", [Value::Text(separator), Value::List(values)]) => Value::Text(values.join(separator)),
         ("first", [Value::List(values)]) => Value::Text(values.first().cloned().ok_or_else(empty)?),
         ("last", [Value::List(values)]) => Value::Text(values.last().cloned().ok_or_else(empty)?),

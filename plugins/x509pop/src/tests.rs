@@ -137,7 +137,11 @@ async fn attackers_are_refused() {
     let expired = leaf(&rig.ca, |params| params.not_after = past.into());
     refused(rig.attest("", &expired.key, &expired.pem).await, denied, "certificate verification failed");
     let unfit = leaf(&rig.ca, |params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment]);
-    refused(rig.attest("", &unfit.key, &unfit.pem).await, PluginCode::Internal, "not intended for digital signature");
+    refused(
+        rig.attest("", &unfit.key, &unfit.pem).await,
+        PluginCode::Internal,
+        "not intended for digital signature",
+    );
     let invalid = PluginCode::InvalidArgument;
     let long = node.pem.repeat(6);
     refused(rig.attest("", &node.key, &long).await, invalid, "too many intermediate certificates");

@@ -68,5 +68,6 @@ pub(crate) struct Response {
 
 /// A message as JSON.
 pub(crate) fn to_json<T: Serialize>(message: &T) -> Result<Vec<u8>, PluginError> {
-    serde_json::to_vec(message).map_err(|error| PluginError::internal(format!("unable to marshal message: {error}")))
+    serde_json::to_vec(message)
+        .map_err(|error| PluginError::internal(format!("unable to marshal message: {error}")))
 }

@@ -40,7 +40,8 @@ pub fn jwt_authority_to_wire(authority: &JwtAuthority) -> types::JwtKey {
 /// [`ConvertError`] names the part.
 pub fn bundle_from_wire(bundle: &types::Bundle) -> Result<Bundle, ConvertError> {
     let trust_domain = TrustDomain::from_name_or_id(&bundle.trust_domain);
-    let trust_domain = trust_domain.map_err(|error| ConvertError::Id(error).in_field("invalid trust domain"))?;
+    let trust_domain =
+        trust_domain.map_err(|error| ConvertError::Id(error).in_field("invalid trust domain"))?;
     Ok(Bundle {
         trust_domain,
         x509_authorities: x509_authorities_from_wire(&bundle.x509_authorities)
@@ -55,7 +56,9 @@ pub fn bundle_from_wire(bundle: &types::Bundle) -> Result<Bundle, ConvertError> 
 /// X.509 roots; an item may hold several certificates one behind the other.
 /// # Errors
 /// [`ConvertError::Authority`].
-pub fn x509_authorities_from_wire(certs: &[types::X509Certificate]) -> Result<Vec<X509Authority>, ConvertError> {
+pub fn x509_authorities_from_wire(
+    certs: &[types::X509Certificate],
+) -> Result<Vec<X509Authority>, ConvertError> {
     let authority = |error: svid_core::x509::CertError| ConvertError::Authority(error.to_string());
     let mut authorities = Vec::with_capacity(certs.len());
     for cert in certs {

@@ -69,7 +69,9 @@ impl EntryFields {
             downstream: mask.downstream.then_some(entry.downstream),
             expires_at: mask.expires_at.then_some(entry.expires_at),
             store_svid: mask.store_svid.then_some(entry.store_svid),
-            disable_x509_svid_prefetch: mask.additional_attributes.then_some(attributes.disable_x509_svid_prefetch),
+            disable_x509_svid_prefetch: mask
+                .additional_attributes
+                .then_some(attributes.disable_x509_svid_prefetch),
             jwt_svid_include_jti: mask.additional_attributes.then_some(attributes.jwt_svid_include_jti),
         })
     }
@@ -77,7 +79,10 @@ impl EntryFields {
     /// A whole entry, checked by every rule.
     /// # Errors
     /// The first rule that is broken.
-    pub fn spec_from_wire(entry: &types::Entry, trust_domain: &TrustDomain) -> Result<EntrySpec, ConvertError> {
+    pub fn spec_from_wire(
+        entry: &types::Entry,
+        trust_domain: &TrustDomain,
+    ) -> Result<EntrySpec, ConvertError> {
         let attributes = entry.additional_attributes.unwrap_or_default();
         let spec = EntrySpec {
             parent_id: parent_id(entry, trust_domain)?,

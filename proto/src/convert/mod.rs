@@ -125,7 +125,10 @@ pub fn agent_id(id: Option<&types::Spiffeid>, trust_domain: &TrustDomain) -> Res
 /// An ID of a workload of `trust_domain`.
 /// # Errors
 /// [`ConvertError`] names the rule.
-pub fn workload_id(id: Option<&types::Spiffeid>, trust_domain: &TrustDomain) -> Result<SpiffeId, ConvertError> {
+pub fn workload_id(
+    id: Option<&types::Spiffeid>,
+    trust_domain: &TrustDomain,
+) -> Result<SpiffeId, ConvertError> {
     let id = id_from_wire(id)?;
     require_workload(&id, trust_domain)?;
     Ok(id)

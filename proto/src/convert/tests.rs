@@ -17,7 +17,10 @@ fn says<T: std::fmt::Debug>(got: Result<T, ConvertError>, want: &str) {
 fn kinds_of_ids_in_spires_words() {
     says(member_id(None, &td()), "request must specify SPIFFE ID");
     let other = wire("other.org", "/x");
-    says(member_id(Some(&other), &td()), "\"spiffe://other.org/x\" is not a member of trust domain \"example.org\"");
+    says(
+        member_id(Some(&other), &td()),
+        "\"spiffe://other.org/x\" is not a member of trust domain \"example.org\"",
+    );
     let bare = wire("example.org", "");
     let text = "\"spiffe://example.org\" is not a workload in trust domain \"example.org\"; path is empty";
     says(workload_id(Some(&bare), &td()), text);
@@ -43,7 +46,8 @@ fn entry() -> types::Entry {
 #[test]
 fn entries() {
     let spec = EntryFields::spec_from_wire(&entry(), &td()).expect("valid");
-    let stored = svid_core::entry::Entry { id: "x".parse().expect("valid"), spec, revision: 3, created_at: 4 };
+    let stored =
+        svid_core::entry::Entry { id: "x".parse().expect("valid"), spec, revision: 3, created_at: 4 };
     let mut back = entry_to_wire(&stored);
     assert_eq!((back.revision_number, back.created_at, back.id.as_str()), (3, 4, "x"));
     apply_entry_mask(&mut back, Some(&types::EntryMask { parent_id: true, ..Default::default() }));

@@ -45,7 +45,8 @@ macro_rules! read_filter {
                 });
                 by_selectors.map(selectors_filter).transpose().and_then(|selectors| {
                     Ok(NodeFilter {
-                        attestation_type: Some(filter.by_attestation_type.clone()).filter(|kind| !kind.is_empty()),
+                        attestation_type: Some(filter.by_attestation_type.clone())
+                            .filter(|kind| !kind.is_empty()),
                         selectors,
                         banned: filter.by_banned,
                         can_reattest: filter.by_can_reattest,
@@ -58,7 +59,8 @@ macro_rules! read_filter {
 }
 
 fn selectors_text(selectors: &[types::Selector]) -> String {
-    let texts: Vec<String> = selectors.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value)).collect();
+    let texts: Vec<String> =
+        selectors.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value)).collect();
     texts.join(",")
 }
 
@@ -86,7 +88,10 @@ fn expires_before(text: &str) -> Result<Option<i64>, Status> {
     };
     let moment = parsed.and_then(|parsed| parsed.to_timestamp().ok());
     let moment = moment.ok_or_else(|| {
-        invalid("failed to parse expiration filter", format!("{text:?} is not like \"2006-01-02 15:04:05 -0700 -07\""))
+        invalid(
+            "failed to parse expiration filter",
+            format!("{text:?} is not like \"2006-01-02 15:04:05 -0700 -07\""),
+        )
     })?;
     Ok(Some(moment.as_second()))
 }
@@ -111,7 +116,10 @@ fn to_wire(node: &NodeView, mask: Option<&types::AgentMask>) -> types::Agent {
 }
 
 /// The ID an agent with this join token gets.
-pub(crate) fn join_token_id(trust_domain: &TrustDomain, token: &str) -> Result<SpiffeId, svid_core::id::IdError> {
+pub(crate) fn join_token_id(
+    trust_domain: &TrustDomain,
+    token: &str,
+) -> Result<SpiffeId, svid_core::id::IdError> {
     if token.contains('/') {
         return Err(svid_core::id::IdError::PathByte { at: "/spire/agent/join_token/".len() });
     }
@@ -173,7 +181,10 @@ impl Agent for AgentApi {
         }))
     }
 
-    async fn get_agent(&self, request: Request<wire::GetAgentRequest>) -> Result<Response<types::Agent>, Status> {
+    async fn get_agent(
+        &self,
+        request: Request<wire::GetAgentRequest>,
+    ) -> Result<Response<types::Agent>, Status> {
         let call = call_of(&request)?;
         let request = request.into_inner();
         let id = self.agent_id(request.id.as_ref())?;
@@ -187,7 +198,9 @@ impl Agent for AgentApi {
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         call.audit.add(|fields| fields.spiffe_id = Some(id.to_string()));
         let deleted = self.0.store.delete_node(&id).await;
-        deleted.map_err(|error| status::store_or_not_found("failed to remove agent", "agent not found", &error))?;
+        deleted.map_err(|error| {
+            status::store_or_not_found("failed to remove agent", "agent not found", &error)
+        })?;
         tracing::info!(spiffe_id = %id, "Agent deleted");
         Ok(Response::new(()))
     }
@@ -197,7 +210,8 @@ impl Agent for AgentApi {
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         call.audit.add(|fields| fields.spiffe_id = Some(id.to_string()));
         let banned = self.0.store.ban_node(&id).await;
-        banned.map_err(|error| status::store_or_not_found("failed to ban agent", "agent not found", &error))?;
+        banned
+            .map_err(|error| status::store_or_not_found("failed to ban agent", "agent not found", &error))?;
         tracing::info!(spiffe_id = %id, "Agent banned");
         Ok(Response::new(()))
     }

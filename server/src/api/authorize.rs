@@ -53,7 +53,9 @@ impl Gate {
             return admit(peer, Role::Nobody, "");
         }
         let cert = match &peer {
-            Peer::Local(_) if callers.include(Callers::LOCAL) => return admit(peer, Role::Local, "transport"),
+            Peer::Local(_) if callers.include(Callers::LOCAL) => {
+                return admit(peer, Role::Local, "transport");
+            }
             Peer::Local(_) | Peer::Tls { identity: None, .. } => return Err((denied(method), peer)),
             Peer::Tls { identity: Some(cert), .. } => cert.clone(),
         };
@@ -99,7 +101,8 @@ impl Gate {
     /// What is done once the answer's head is there: its status to the log, the audit line, the metrics.
     fn finished(&self, method: &Method, call: &Call, response: &http::Response<Body>, since: Instant) {
         let status = Status::from_header_map(response.headers());
-        let (code, message) = status.as_ref().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
+        let (code, message) =
+            status.as_ref().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
         if code != Code::Ok {
             log_failed(method, &call.peer, code, message);
         }
@@ -185,7 +188,10 @@ pub struct Authorize<S> {
 
 impl<S> Service<http::Request<Body>> for Authorize<S>
 where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;

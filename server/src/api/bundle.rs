@@ -117,7 +117,9 @@ impl BundleApi {
         let deleted = self.0.store.delete_bundle(&trust_domain, mode).await;
         deleted.map_err(|error| match error {
             StoreError::BundleInUse(_) => status::store("failed to delete federated bundle", &error),
-            error => status::store_or_not_found("failed to delete federated bundle", "bundle not found", &error),
+            error => {
+                status::store_or_not_found("failed to delete federated bundle", "bundle not found", &error)
+            }
         })
     }
 }
@@ -143,7 +145,10 @@ impl Bundle for BundleApi {
         Ok(Response::new(wire::CountBundlesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
     }
 
-    async fn get_bundle(&self, request: Request<wire::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
+    async fn get_bundle(
+        &self,
+        request: Request<wire::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
         let call = call_of(&request)?;
         call.audit.add(|fields| fields.trust_domain_id = Some(self.own().to_string()));
         let bundle = self.0.directory.bundle(self.own()).ok_or_else(not_found)?;
@@ -261,7 +266,8 @@ impl Bundle for BundleApi {
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
         for bundle in &request.bundle {
-            let (status, bundle) = self.write_item(&call, bundle, Write::Set, request.output_mask.as_ref()).await;
+            let (status, bundle) =
+                self.write_item(&call, bundle, Write::Set, request.output_mask.as_ref()).await;
             results.push(wire::batch_set_federated_bundle_response::Result { status, bundle });
         }
         Ok(Response::new(wire::BatchSetFederatedBundleResponse { results }))
@@ -273,7 +279,8 @@ impl Bundle for BundleApi {
     ) -> Result<Response<wire::BatchDeleteFederatedBundleResponse>, Status> {
         let call = call_of(&request)?;
         let request = request.into_inner();
-        let unknown = |_| invalid("failed to parse deletion mode", format!("unhandled delete mode {}", request.mode));
+        let unknown =
+            |_| invalid("failed to parse deletion mode", format!("unhandled delete mode {}", request.mode));
         let (mode, name) = match Mode::try_from(request.mode).map_err(unknown)? {
             Mode::Restrict => (DeleteMode::Restrict, "RESTRICT"),
             Mode::Delete => (DeleteMode::Delete, "DELETE"),

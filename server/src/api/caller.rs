@@ -55,7 +55,8 @@ pub struct PeerCert {
 /// # Errors
 /// `Internal` when the request came another way, which is a mistake of ours.
 pub fn tls_peer(extensions: &http::Extensions) -> Result<Peer, Status> {
-    let peer = extensions.get::<Arc<TcpPeer>>().ok_or_else(|| Status::internal("no peer information available"))?;
+    let peer =
+        extensions.get::<Arc<TcpPeer>>().ok_or_else(|| Status::internal("no peer information available"))?;
     let identity = peer.peer.as_ref().map(|peer| PeerCert {
         id: peer.id.clone(),
         serial: peer.serial.as_str().into(),

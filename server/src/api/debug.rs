@@ -65,7 +65,10 @@ fn cert_to_wire(cert: &ParsedCert) -> wire::get_info_response::Cert {
 
 #[tonic::async_trait]
 impl Debug for DebugApi {
-    async fn get_info(&self, _: Request<wire::GetInfoRequest>) -> Result<Response<wire::GetInfoResponse>, Status> {
+    async fn get_info(
+        &self,
+        _: Request<wire::GetInfoRequest>,
+    ) -> Result<Response<wire::GetInfoResponse>, Status> {
         let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((at, info)) = &*kept
             && at.elapsed() < KEEP

@@ -50,9 +50,12 @@ struct FilterParts<'a> {
 
 impl FilterParts<'_> {
     fn parse(&self, trust_domain: &TrustDomain) -> Result<EntryFilter, Status> {
-        let parent = |id| member_id(Some(id), trust_domain).map_err(|error| invalid("malformed parent ID filter", error));
-        let spiffe =
-            |id| workload_id(Some(id), trust_domain).map_err(|error| invalid("malformed SPIFFE ID filter", error));
+        let parent = |id| {
+            member_id(Some(id), trust_domain).map_err(|error| invalid("malformed parent ID filter", error))
+        };
+        let spiffe = |id| {
+            workload_id(Some(id), trust_domain).map_err(|error| invalid("malformed SPIFFE ID filter", error))
+        };
         Ok(EntryFilter {
             hint: self.hint.cloned(),
             parent_id: self.parent_id.map(parent).transpose()?,
@@ -93,9 +96,9 @@ pub(super) fn page(size: i32, token: &str, what: &str) -> Result<Page, Status> {
     if size == 0 || token.is_empty() {
         return Ok(Page { after: 0, size });
     }
-    let after = token.parse().map_err(|_| {
-        status(Code::Internal, what, Some(&format!("could not parse token '{token}'")))
-    })?;
+    let after = token
+        .parse()
+        .map_err(|_| status(Code::Internal, what, Some(&format!("could not parse token '{token}'"))))?;
     Ok(Page { after, size })
 }
 
@@ -110,7 +113,9 @@ fn masked(entry: &svid_core::entry::Entry, mask: Option<&types::EntryMask>) -> t
 }
 
 fn audit_entry(fields: &mut Fields, entry: &types::Entry) {
-    let id = |id: &Option<types::Spiffeid>| id.as_ref().map(|id| format!("spiffe://{}{}", id.trust_domain, id.path));
+    let id = |id: &Option<types::Spiffeid>| {
+        id.as_ref().map(|id| format!("spiffe://{}{}", id.trust_domain, id.path))
+    };
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let selectors: Vec<String> =
         entry.selectors.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value)).collect();
@@ -135,7 +140,8 @@ fn item_failed(call: &Call, code: Code, message: &str, inner: &dyn std::fmt::Dis
 
 impl EntryApi {
     fn checked(&self, entry: &types::Entry) -> Result<CreateEntry, String> {
-        let spec = EntryFields::spec_from_wire(entry, &self.0.trust_domain).map_err(|error| error.to_string())?;
+        let spec =
+            EntryFields::spec_from_wire(entry, &self.0.trust_domain).map_err(|error| error.to_string())?;
         let id = match entry.id.as_str() {
             "" => None,
             id => Some(id.parse::<EntryId>().map_err(|error| error.to_string())?),
@@ -143,7 +149,11 @@ impl EntryApi {
         Ok(CreateEntry { id, spec })
     }
 
-    fn checked_update(&self, entry: &types::Entry, mask: Option<&types::EntryMask>) -> Result<UpdateEntry, String> {
+    fn checked_update(
+        &self,
+        entry: &types::Entry,
+        mask: Option<&types::EntryMask>,
+    ) -> Result<UpdateEntry, String> {
         let id = entry.id.parse::<EntryId>().map_err(|error| error.to_string())?;
         let fields =
             EntryFields::from_wire(entry, mask, &self.0.trust_domain).map_err(|error| error.to_string())?;
@@ -239,14 +249,18 @@ impl Entry for EntryApi {
         }))
     }
 
-    async fn get_entry(&self, request: Request<wire::GetEntryRequest>) -> Result<Response<types::Entry>, Status> {
+    async fn get_entry(
+        &self,
+        request: Request<wire::GetEntryRequest>,
+    ) -> Result<Response<types::Entry>, Status> {
         let call = call_of(&request)?;
         let request = request.into_inner();
         if request.id.is_empty() {
             return Err(invalid_argument("missing ID"));
         }
         call.audit.add(|fields| fields.entry_id = Some(request.id.clone()));
-        let entry = self.0.directory.entry(&request.id).ok_or_else(|| Status::not_found("entry not found"))?;
+        let entry =
+            self.0.directory.entry(&request.id).ok_or_else(|| Status::not_found("entry not found"))?;
         Ok(Response::new(masked(&entry, request.output_mask.as_ref())))
     }
 
@@ -261,7 +275,9 @@ impl Entry for EntryApi {
         let mut results = Vec::with_capacity(errors.len());
         for (entry, error) in request.entries.iter().zip(errors) {
             let (status, created) = match error {
-                Some(error) => (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None),
+                Some(error) => {
+                    (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None)
+                }
                 None => created(&call, stored.next().unwrap_or(Err(VANISHED)), request.output_mask.as_ref()),
             };
             call.audit_item(Code::from(status.code), &status.message, |fields| audit_entry(fields, entry));
@@ -282,7 +298,9 @@ impl Entry for EntryApi {
         let mut results = Vec::with_capacity(errors.len());
         for (entry, error) in request.entries.iter().zip(errors) {
             let (status, updated) = match error {
-                Some(error) => (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None),
+                Some(error) => {
+                    (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None)
+                }
                 None => updated(&call, stored.next().unwrap_or(Err(VANISHED)), request.output_mask.as_ref()),
             };
             call.audit_item(Code::from(status.code), &status.message, |fields| audit_entry(fields, entry));
@@ -310,7 +328,9 @@ impl Entry for EntryApi {
                     Err(error) => item_failed(&call, store_code(&error), "failed to delete entry", &error),
                 },
             };
-            call.audit_item(Code::from(status.code), &status.message, |fields| fields.entry_id = Some(id.clone()));
+            call.audit_item(Code::from(status.code), &status.message, |fields| {
+                fields.entry_id = Some(id.clone())
+            });
             results.push(wire::batch_delete_entry_response::Result { status: Some(status), id });
         }
         Ok(Response::new(wire::BatchDeleteEntryResponse { results }))

@@ -16,7 +16,10 @@ service!(HealthApi);
 
 #[tonic::async_trait]
 impl Health for HealthApi {
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
         if !request.into_inner().service.is_empty() {
             return Err(invalid_argument("per-service health is not supported"));
         }

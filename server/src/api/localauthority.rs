@@ -1,7 +1,9 @@
 //! The LocalAuthority service: an operator's hand on the rotation. Source: `spire-server.md`, 1.11.
 
 use svid_core::clock::unix_seconds;
-use svid_proto::spire::api::server::localauthority::v1::{self as wire, local_authority_server::LocalAuthority};
+use svid_proto::spire::api::server::localauthority::v1::{
+    self as wire, local_authority_server::LocalAuthority,
+};
 use tonic::{Request, Response, Status};
 
 use super::caller::Call;
@@ -25,7 +27,8 @@ type States = (Option<wire::AuthorityState>, Option<wire::AuthorityState>, Optio
 
 impl LocalAuthorityApi {
     fn states(&self, kind: AuthorityKind) -> Result<States, Status> {
-        let state = self.0.ca.state(kind).map_err(|error| status::ca("failed to get authority state", &error))?;
+        let state =
+            self.0.ca.state(kind).map_err(|error| status::ca("failed to get authority state", &error))?;
         let active = state.active.ok_or_else(|| Status::unavailable("server is initializing"))?;
         let wire = |info: Option<AuthorityInfo>| info.as_ref().map(to_wire);
         Ok((Some(to_wire(&active)), wire(state.prepared), wire(state.old)))

@@ -50,7 +50,10 @@ fn from_wire(number: i32) -> Result<LogLevel, Status> {
 
 #[tonic::async_trait]
 impl Logger for LoggerApi {
-    async fn get_logger(&self, _: Request<wire::GetLoggerRequest>) -> Result<Response<types::Logger>, Status> {
+    async fn get_logger(
+        &self,
+        _: Request<wire::GetLoggerRequest>,
+    ) -> Result<Response<types::Logger>, Status> {
         tracing::info!("GetLogger Called");
         Ok(self.state())
     }

@@ -87,7 +87,11 @@ use service;
 /// # Errors
 /// `Internal` when the gate was left out, which is a mistake of ours: nothing is served then.
 fn call_of<T>(request: &Request<T>) -> Result<Arc<Call>, Status> {
-    request.extensions().get::<Arc<Call>>().cloned().ok_or_else(|| Status::internal("request was not authorized"))
+    request
+        .extensions()
+        .get::<Arc<Call>>()
+        .cloned()
+        .ok_or_else(|| Status::internal("request was not authorized"))
 }
 
 /// The agent behind a request that only agents may make.
@@ -102,10 +106,9 @@ impl Context {
     /// `ResourceExhausted` with SPIRE's sentence.
     async fn limit(&self, call: &Call, count: usize, what: &str) -> Result<(), Status> {
         let Some(address) = call.peer.ip() else { return Ok(()) };
-        let wait = self
-            .limits
-            .take(call.method.limit, address, count)
-            .map_err(|error| Status::resource_exhausted(format!("rejecting request due to {what}: {error}")))?;
+        let wait = self.limits.take(call.method.limit, address, count).map_err(|error| {
+            Status::resource_exhausted(format!("rejecting request due to {what}: {error}"))
+        })?;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -115,7 +118,6 @@ impl Context {
     fn now_unix(&self) -> i64 {
         self.clock.unix()
     }
-
 }
 
 macro_rules! with_limits {
@@ -125,30 +127,36 @@ macro_rules! with_limits {
 }
 
 fn shared(context: &Arc<Context>, bytes: usize) -> Routes {
-    Routes::new(with_limits!(spire::agent::v1::agent_server::AgentServer::new(agent::AgentApi(context.clone())), bytes))
-        .add_service(with_limits!(
-            spire::bundle::v1::bundle_server::BundleServer::new(bundle::BundleApi(context.clone())),
-            bytes
-        ))
-        .add_service(with_limits!(
-            spire::entry::v1::entry_server::EntryServer::new(entry::EntryApi(context.clone())),
-            bytes
-        ))
-        .add_service(with_limits!(
-            spire::svid::v1::svid_server::SvidServer::new(svid::SvidApi(context.clone())),
-            bytes
-        ))
-        .add_service(with_limits!(
-            spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi),
-            bytes
-        ))
-        .add_service(with_limits!(
-            spire::localauthority::v1::local_authority_server::LocalAuthorityServer::new(
-                localauthority::LocalAuthorityApi(context.clone())
-            ),
-            bytes
-        ))
-        .add_service(with_limits!(ours::sync::v1::sync_server::SyncServer::new(sync::SyncApi(context.clone())), bytes))
+    Routes::new(with_limits!(
+        spire::agent::v1::agent_server::AgentServer::new(agent::AgentApi(context.clone())),
+        bytes
+    ))
+    .add_service(with_limits!(
+        spire::bundle::v1::bundle_server::BundleServer::new(bundle::BundleApi(context.clone())),
+        bytes
+    ))
+    .add_service(with_limits!(
+        spire::entry::v1::entry_server::EntryServer::new(entry::EntryApi(context.clone())),
+        bytes
+    ))
+    .add_service(with_limits!(
+        spire::svid::v1::svid_server::SvidServer::new(svid::SvidApi(context.clone())),
+        bytes
+    ))
+    .add_service(with_limits!(
+        spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi),
+        bytes
+    ))
+    .add_service(with_limits!(
+        spire::localauthority::v1::local_authority_server::LocalAuthorityServer::new(
+            localauthority::LocalAuthorityApi(context.clone())
+        ),
+        bytes
+    ))
+    .add_service(with_limits!(
+        ours::sync::v1::sync_server::SyncServer::new(sync::SyncApi(context.clone())),
+        bytes
+    ))
 }
 
 /// The services of the TCP port.

@@ -8,9 +8,9 @@ use svid_proto::svid::status::v1::{self as wire, status_server::Status as Status
 use tonic::{Request, Response, Status};
 
 use super::caller::Peer;
-use super::{call_of, service};
 use super::status::invalid;
 use super::sync::position_to_wire;
+use super::{call_of, service};
 use crate::ca::{AuthorityInfo, AuthorityKind, Status as SlotStatus};
 use crate::directory::{EntryFilter, NodeFilter, Page};
 
@@ -154,7 +154,9 @@ impl StatusService for StatusApi {
             entries_count: count(entries.len()),
             entries_expiring_soon_count: count(entries.iter().filter(|e| soon(e.spec.expires_at)).count()),
             expiring_soon_s: SOON,
-            federated_bundles_count: count(bundles.iter().filter(|b| b.trust_domain != context.trust_domain).count()),
+            federated_bundles_count: count(
+                bundles.iter().filter(|b| b.trust_domain != context.trust_domain).count(),
+            ),
             x509_authorities: self.x509_authorities(&own),
             jwt_authorities: self.jwt_authorities(&own),
             server_svid: Some(self.server_svid()),
@@ -169,8 +171,8 @@ impl StatusService for StatusApi {
         &self,
         request: Request<wire::ListAuthorizedEntriesRequest>,
     ) -> Result<Response<wire::ListAuthorizedEntriesResponse>, Status> {
-        let id: SpiffeId =
-            id_from_wire(request.get_ref().agent_id.as_ref()).map_err(|error| invalid("invalid agent ID", error))?;
+        let id: SpiffeId = id_from_wire(request.get_ref().agent_id.as_ref())
+            .map_err(|error| invalid("invalid agent ID", error))?;
         let position = self.0.directory.position();
         let entries = self.0.directory.authorized_entries(&id, self.0.now_unix());
         Ok(Response::new(wire::ListAuthorizedEntriesResponse {

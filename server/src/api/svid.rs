@@ -76,7 +76,11 @@ fn log_issued(svid: &X509Svid, entry: &Entry, agent: &SpiffeId) {
 }
 
 /// Signs a whole batch, in order.
-async fn sign_batch(context: &Arc<Context>, agent: &SpiffeId, params: Vec<wire::NewX509svidParams>) -> Vec<Item> {
+async fn sign_batch(
+    context: &Arc<Context>,
+    agent: &SpiffeId,
+    params: Vec<wire::NewX509svidParams>,
+) -> Vec<Item> {
     if params.len() <= INLINE {
         let now = context.clock.now();
         return params.iter().map(|item| sign_item(context, agent, item, now)).collect();
@@ -176,7 +180,10 @@ fn refuse_wildcard_overlap(names: &[String]) -> Result<(), Status> {
     for wildcard in names.iter().filter_map(|name| name.strip_prefix("*.")) {
         if let Some(name) = names.iter().find(|name| covered(wildcard, name)) {
             let text = format!("name overlap: \"*.{wildcard}\" covers {name:?}");
-            return Err(invalid("CSR DNS name contains a wildcard that covers another non-wildcard name", text));
+            return Err(invalid(
+                "CSR DNS name contains a wildcard that covers another non-wildcard name",
+                text,
+            ));
         }
     }
     Ok(())
@@ -355,7 +362,8 @@ impl Svid for SvidApi {
         let csr = csr.map_err(|error| bad_csr(&error, "invalid CSR signature"))?;
         let limit = X509SvidRequest::for_entry(&entry.spec).not_after_limit;
         let now = self.0.clock.now();
-        let signed = self.0.ca.sign_downstream_ca(csr.into_public_key(), seconds(request.preferred_ttl), limit, now);
+        let signed =
+            self.0.ca.sign_downstream_ca(csr.into_public_key(), seconds(request.preferred_ttl), limit, now);
         let ca = signed.map_err(|error| status::ca("failed to sign downstream X.509 CA", &error))?;
         tracing::info!(spiffe_id = %entry.spec.spiffe_id, entry_id = %entry.id, "Signed X509 CA SVID");
         let bundle = self.0.directory.bundle(&self.0.trust_domain);

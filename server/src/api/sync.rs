@@ -164,12 +164,16 @@ fn messages(delta: Delta, page: usize) -> Vec<wire::WatchResponse> {
 impl Sync for SyncApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
 
-    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let call = call_of(&request)?;
         let agent = agent_of(&call)?.clone();
         let request = request.into_inner();
         let watcher = self.0.watchers.enter(&agent.id);
-        let watcher = watcher.ok_or_else(|| Status::resource_exhausted("too many watch streams of this agent"))?;
+        let watcher =
+            watcher.ok_or_else(|| Status::resource_exhausted("too many watch streams of this agent"))?;
         let since = request.position.as_ref().and_then(position_from_wire);
         let page = usize::try_from(request.page_size).unwrap_or_default();
         let page = if page == 0 { PAGE } else { page.min(PAGE) };
@@ -199,7 +203,9 @@ mod tests {
             snapshot: revisions > 0,
             upserts: Vec::new(),
             removed: (0..removed).map(id).collect(),
-            revisions: (0..revisions).map(|n| EntryRevision { id: id(n), revision: 0, created_at: 1 }).collect(),
+            revisions: (0..revisions)
+                .map(|n| EntryRevision { id: id(n), revision: 0, created_at: 1 })
+                .collect(),
             bundles_changed: vec!["other.org".parse().unwrap()],
         }
     }

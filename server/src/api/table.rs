@@ -233,7 +233,8 @@ mod tests {
     use super::*;
 
     /// Services of the descriptor set that this server serves.
-    const SERVED: &[&str] = &["spire.api.server.", "grpc.health.v1.", "svid.sync.v1.", "svid.status.v1.Status"];
+    const SERVED: &[&str] =
+        &["spire.api.server.", "grpc.health.v1.", "svid.sync.v1.", "svid.status.v1.Status"];
 
     #[test]
     fn every_served_rpc_has_a_row_and_every_row_an_rpc() {
@@ -254,7 +255,9 @@ mod tests {
         assert!(attest.include(Callers::ANY));
         let ban = callers("/spire.api.server.agent.v1.Agent/BanAgent");
         assert!(ban.include(Callers::ADMIN) && ban.include(Callers::LOCAL));
-        assert!(!ban.include(Callers::AGENT) && !ban.include(Callers::ANY) && !ban.include(Callers::DOWNSTREAM));
+        assert!(
+            !ban.include(Callers::AGENT) && !ban.include(Callers::ANY) && !ban.include(Callers::DOWNSTREAM)
+        );
         let logger = callers("/spire.api.server.logger.v1.Logger/SetLogLevel");
         assert!(!logger.include(Callers::ADMIN));
         assert!(method("/x/y").is_none());

@@ -9,7 +9,9 @@ use tonic::{Request, Response, Status};
 pub struct TrustDomainApi;
 
 fn not_built<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("federation relationships are not built yet; exchange bundles with `bundle set`"))
+    Err(Status::unimplemented(
+        "federation relationships are not built yet; exchange bundles with `bundle set`",
+    ))
 }
 
 #[tonic::async_trait]

@@ -42,7 +42,8 @@ pub fn serve(
         if let Err(status) = &ended {
             log_failed(&call, status);
         }
-        let (code, message) = ended.as_ref().err().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
+        let (code, message) =
+            ended.as_ref().err().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
         call.audit_end(code, message);
         let _ = answers.send(ended).await; // the agent may be gone
     });
@@ -76,14 +77,18 @@ struct Request {
 /// SPIRE's checks of the first message, in its order.
 fn check(first: AttestAgentRequest) -> Result<Request, Status> {
     let malformed = |what: &str| invalid("malformed param", what);
-    let Some(Asked::Params(Params { data, params })) = first.step else { return Err(malformed("missing params")) };
+    let Some(Asked::Params(Params { data, params })) = first.step else {
+        return Err(malformed("missing params"));
+    };
     let data = data.ok_or_else(|| malformed("missing attestation data"))?;
     let params = params.ok_or_else(|| malformed("missing X509-SVID parameters"))?;
     match () {
         () if params.csr.is_empty() => Err(malformed("missing CSR")),
         () if data.r#type.is_empty() => Err(malformed("missing attestation data type")),
         () if data.payload.is_empty() => Err(malformed("missing attestation data payload")),
-        () if data.payload.len() > MAX_PAYLOAD_BYTES => Err(malformed("attestation data payload is too large")),
+        () if data.payload.len() > MAX_PAYLOAD_BYTES => {
+            Err(malformed("attestation data payload is too large"))
+        }
         () => Ok(Request { kind: data.r#type, payload: data.payload, csr: params.csr }),
     }
 }

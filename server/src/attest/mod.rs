@@ -61,7 +61,8 @@ fn selectors(attested: &Attested, id_as_selector: bool) -> Result<SelectorSet, S
     let own = attested.selector_values.iter().map(|value| Selector::new(&attested.kind, value));
     let id = id_as_selector.then(|| Selector::new("spiffe_id", attested.id.as_str()));
     let all: Result<Vec<_>, _> = own.chain(id).collect();
-    let all = all.map_err(|error| Status::internal(format!("node attestor gave an invalid selector: {error}")))?;
+    let all =
+        all.map_err(|error| Status::internal(format!("node attestor gave an invalid selector: {error}")))?;
     Ok(all.into_iter().collect())
 }
 

@@ -3,7 +3,8 @@
 use svid_core::hcl::{Reader, Unknown, duration};
 use svid_core::id::{SpiffeId, TrustDomain};
 
-const NOT_BUILT: &str = "is not built yet: bundles of other trust domains are exchanged by hand (`bundle set`)";
+const NOT_BUILT: &str =
+    "is not built yet: bundles of other trust domains are exchanged by hand (`bundle set`)";
 
 pub(super) fn read(r: &mut Reader) {
     if r.has("bundle_endpoint") {

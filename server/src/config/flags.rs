@@ -149,7 +149,15 @@ impl RunFlags {
 }
 
 const TEXT_FLAGS: &[&str] = &[
-    "serverPort", "config", "bindAddress", "dataDir", "socketPath", "trustDomain", "logFile", "logLevel", "logFormat",
+    "serverPort",
+    "config",
+    "bindAddress",
+    "dataDir",
+    "socketPath",
+    "trustDomain",
+    "logFile",
+    "logLevel",
+    "logFormat",
 ];
 
 fn unknown(name: &str) -> FlagError {

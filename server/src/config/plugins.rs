@@ -69,8 +69,16 @@ const SERVER_PLUGINS: &[(&str, &[&str])] = &[
     (
         "NodeAttestor",
         &[
-            "join_token", "x509pop", "aws_iid", "azure_imds", "azure_msi", "gcp_iit", "http_challenge", "k8s_psat",
-            "sshpop", "tpm_devid",
+            "join_token",
+            "x509pop",
+            "aws_iid",
+            "azure_imds",
+            "azure_msi",
+            "gcp_iit",
+            "http_challenge",
+            "k8s_psat",
+            "sshpop",
+            "tpm_devid",
         ],
     ),
     (
@@ -219,7 +227,10 @@ fn sql(r: &mut Reader, data_dir: Option<&Path>) -> Option<DataStore> {
         "sqlite3" if given.is_empty() => r.error("connection_string", "connection_string must be set"),
         "sqlite3" => return Some(store),
         "postgres" | "mysql" | "aws_postgres" | "aws_mysql" => {
-            r.error("database_type", format!("{database_type:?} is not built into this server yet; use \"sqlite3\""));
+            r.error(
+                "database_type",
+                format!("{database_type:?} is not built into this server yet; use \"sqlite3\""),
+            );
         }
         other => r.error("database_type", format!("unsupported database_type: {other}")),
     }
@@ -245,5 +256,9 @@ fn upstream_disk(r: &mut Reader) -> Option<UpstreamChoice> {
     let cert_file_path = required("cert_file_path", r);
     let key_file_path = required("key_file_path", r);
     let bundle_file_path = r.string("bundle_file_path").filter(|path| !path.is_empty()).map(PathBuf::from);
-    Some(UpstreamChoice::Disk { cert_file_path: cert_file_path?, key_file_path: key_file_path?, bundle_file_path })
+    Some(UpstreamChoice::Disk {
+        cert_file_path: cert_file_path?,
+        key_file_path: key_file_path?,
+        bundle_file_path,
+    })
 }

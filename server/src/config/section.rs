@@ -83,7 +83,9 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
         agent_ttl,
         ca,
         log: read_log(r, flags),
-        ratelimit: r.block("ratelimit", read_ratelimit).unwrap_or(RateLimits { attestation: true, signing: true }),
+        ratelimit: r
+            .block("ratelimit", read_ratelimit)
+            .unwrap_or(RateLimits { attestation: true, signing: true }),
         node_pruning: node_pruning(r),
         experimental,
     };
@@ -96,14 +98,23 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
 fn read_without_effect(r: &mut Reader) {
     if let Some(cidrs) = r.strings("proxy_protocol_trusted_cidrs") {
         for cidr in cidrs.iter().filter(|cidr| !is_cidr(cidr)) {
-            r.error("proxy_protocol_trusted_cidrs", format!("invalid proxy_protocol_trusted_cidrs value {cidr:?}"));
+            r.error(
+                "proxy_protocol_trusted_cidrs",
+                format!("invalid proxy_protocol_trusted_cidrs value {cidr:?}"),
+            );
         }
         if !cidrs.is_empty() {
-            r.warn("proxy_protocol_trusted_cidrs", "is not built yet: PROXY headers are refused from everybody");
+            r.warn(
+                "proxy_protocol_trusted_cidrs",
+                "is not built yet: PROXY headers are refused from everybody",
+            );
         }
     }
     if r.duration("max_attested_node_info_staleness").is_some() {
-        r.warn("max_attested_node_info_staleness", "has no effect: agents are always checked against current state");
+        r.warn(
+            "max_attested_node_info_staleness",
+            "has no effect: agents are always checked against current state",
+        );
     }
     let profiling = ["profiling_enabled", "profiling_port", "profiling_freq", "profiling_names"];
     r.ignored(&profiling, "has no effect: this server has no Go profiler");
@@ -112,7 +123,9 @@ fn read_without_effect(r: &mut Reader) {
 
 fn is_cidr(text: &str) -> bool {
     let Some((address, bits)) = text.split_once('/') else { return false };
-    let (Ok(address), Ok(bits)) = (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) else { return false };
+    let (Ok(address), Ok(bits)) = (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) else {
+        return false;
+    };
     bits <= if address.is_ipv4() { 32 } else { 128 }
 }
 
@@ -271,7 +284,10 @@ fn read_experimental(r: &mut Reader) -> Experimental {
         r.error("event_timeout", both);
     }
     let timing = [
-        "cache_reload_interval", "full_cache_reload_interval", "prune_events_older_than", "event_timeout",
+        "cache_reload_interval",
+        "full_cache_reload_interval",
+        "prune_events_older_than",
+        "event_timeout",
         "sql_transaction_timeout",
     ];
     for key in timing {

@@ -51,13 +51,21 @@ fn good_file() {
 fn mistakes_have_lines_and_spires_words() {
     refused("trust_domain = \"example.org\"", "", &["trust_domain must be configured"]);
     refused("data_dir = \"/tmp/data\"", "", &["data_dir must be configured"]);
-    refused("trust_domain = \"example.org\"", "trust_domain = \"Example\"", &["line 5", "could not parse trust_domain"]);
+    refused(
+        "trust_domain = \"example.org\"",
+        "trust_domain = \"Example\"",
+        &["line 5", "could not parse trust_domain"],
+    );
     refused("log_level = \"DEBUG\"", "log_level = \"loud\"", &["line 7", "not a valid logrus Level"]);
     refused("ca_ttl = \"72h\"", "ca_ttl = \"72\"", &["line 8", "server.ca_ttl"]);
     refused("ca_ttl", "ca_ttll", &["line 8", "unknown configuration key"]);
     refused("attestation = false", "attest = false", &["unknown configuration key"]);
     refused("\"sqlite3\"", "\"postgres\"", &["not built into this server yet"]);
-    refused("KeyManager \"memory\"", "KeyManager \"aws_kms\"", &["\"aws_kms\" is not built into this server"]);
+    refused(
+        "KeyManager \"memory\"",
+        "KeyManager \"aws_kms\"",
+        &["\"aws_kms\" is not built into this server"],
+    );
     refused("KeyManager \"memory\"", "KeyManager \"nope\"", &["no built-in plugin \"nope\""]);
     refused("plugins {", "plugin {", &["plugins section must be configured"]);
     refused("server {", "sever {", &["server section must be configured"]);
@@ -66,14 +74,18 @@ fn mistakes_have_lines_and_spires_words() {
 #[test]
 fn all_mistakes_at_once() {
     let text = GOOD.replace("\"72h\"", "\"x\"").replace("\"DEBUG\"", "\"loud\"").replace("example.org", "A");
-    let ConfigError::Invalid(problems) = read(&text).expect_err("three mistakes") else { panic!("not Invalid") };
+    let ConfigError::Invalid(problems) = read(&text).expect_err("three mistakes") else {
+        panic!("not Invalid")
+    };
     assert_eq!(problems.len(), 3, "{problems:?}");
 }
 
 #[test]
 fn flags_go_over_the_file() {
     let args: Vec<std::ffi::OsString> =
-        ["-trustDomain", "other.org", "--serverPort=9", "-logLevel", "warn", "-expandEnv"].map(Into::into).into();
+        ["-trustDomain", "other.org", "--serverPort=9", "-logLevel", "warn", "-expandEnv"]
+            .map(Into::into)
+            .into();
     let flags = RunFlags::parse(&args).expect("valid");
     assert!(flags.expand_env);
     let config = parse(GOOD, Path::new("x"), &flags).expect("valid").config;

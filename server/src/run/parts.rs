@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use svid_core::clock::Clock;
+use svid_core::id::TrustDomain;
 use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
 use svid_plugin_api::{KeyManager, PluginError, ServerNodeAttestor, UpstreamAuthority};
-use svid_core::id::TrustDomain;
 use svid_upstream_disk::{DiskConfig, UpstreamDisk};
 use svid_x509pop::X509PopServer;
 
@@ -32,7 +32,9 @@ pub(super) fn server_id(data_dir: &Path) -> Result<String, RunError> {
     match fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse::<uuid::Uuid>() {
             Ok(id) => return Ok(id.to_string()),
-            Err(_) => return Err(failed(std::io::Error::other("does not hold a UUID; restore it or remove it"))),
+            Err(_) => {
+                return Err(failed(std::io::Error::other("does not hold a UUID; restore it or remove it")));
+            }
         },
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
@@ -92,7 +94,11 @@ pub(super) async fn heartbeat(store: Store, server_id: String, holder: String, c
     }
 }
 
-pub(super) fn housekeeping(config: &ServerConfig, store: &Store, clock: &Clock) -> impl Future<Output = ()> + use<> {
+pub(super) fn housekeeping(
+    config: &ServerConfig,
+    store: &Store,
+    clock: &Clock,
+) -> impl Future<Output = ()> + use<> {
     let pruning = config.node_pruning;
     let options = HousekeepingOptions {
         prune_nodes_after: pruning.map(|pruning| pruning.expired_for),
@@ -115,8 +121,12 @@ pub(super) fn key_manager(config: &ServerConfig) -> Result<Arc<dyn KeyManager>, 
     }
 }
 
-pub(super) fn upstream(config: &ServerConfig, clock: &Clock) -> Result<Option<Arc<dyn UpstreamAuthority>>, RunError> {
-    let Some(UpstreamChoice::Disk { cert_file_path, key_file_path, bundle_file_path }) = &config.plugins.upstream
+pub(super) fn upstream(
+    config: &ServerConfig,
+    clock: &Clock,
+) -> Result<Option<Arc<dyn UpstreamAuthority>>, RunError> {
+    let Some(UpstreamChoice::Disk { cert_file_path, key_file_path, bundle_file_path }) =
+        &config.plugins.upstream
     else {
         return Ok(None);
     };

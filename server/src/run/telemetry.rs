@@ -48,7 +48,11 @@ async fn listen(host: &str, port: u16) -> Result<TcpListener, RunError> {
     bound.map_err(|source| RunError::Listen { address: format!("{host}:{port}"), source })
 }
 
-async fn start_metrics(config: &ServerConfig, metrics: &Metrics, stop: &CancellationToken) -> Result<(), RunError> {
+async fn start_metrics(
+    config: &ServerConfig,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
     let Some(sink) = &config.telemetry.prometheus else { return Ok(()) };
     let listener = listen(&sink.host, sink.port).await?;
     if sink.host != "localhost" {

@@ -58,8 +58,7 @@ pub(super) fn follow(
 ) -> Result<Arc<ArcSwap<TlsConfig>>, TlsError> {
     let roots = DirectoryRoots { directory: context.directory.clone(), kept: Mutex::default() };
     let admins = config.admin_ids.iter().cloned();
-    let verifier =
-        Arc::new(SpiffeClientVerifier::new(config.trust_domain.clone(), admins, Arc::new(roots)));
+    let verifier = Arc::new(SpiffeClientVerifier::new(config.trust_domain.clone(), admins, Arc::new(roots)));
     let policy = TlsPolicy { require_pq_kem: config.require_pq_kem };
     let mut identities = context.ca.server_identity();
     let first = identities.borrow_and_update().clone();
