@@ -17,7 +17,7 @@ impl Backoff {
     }
 
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.mul_f64(1.5).min(self.max);
         jitter(pause)
@@ -35,7 +35,7 @@ impl Backoff {
 
     /// Sleeps for the next pause.
     pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
+        tokio::time::sleep(self.next_pause()).await;
     }
 }
 
@@ -59,9 +59,9 @@ mod tests {
         };
         let mut backoff = Backoff::new(Duration::from_secs(4), Duration::from_secs(8));
         for want in [4.0, 6.0, 8.0, 8.0] {
-            within(backoff.next(), want);
+            within(backoff.next_pause(), want);
         }
         backoff.reset();
-        within(backoff.next(), 4.0);
+        within(backoff.next_pause(), 4.0);
     }
 }

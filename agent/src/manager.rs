@@ -81,7 +81,7 @@ impl Manager {
         loop {
             let Err(failure) = self.try_initialize().await else { return Ok(()) };
             self.judge_initial(&failure)?;
-            let pause = backoff.next();
+            let pause = backoff.next_pause();
             if matches!(failure, ClientError::Denied { .. }) && failure.deny_reason().is_some()
                 || started.elapsed() + pause > give_up
             {

@@ -147,7 +147,7 @@ impl Attestor {
             if matches!(error, AttestError::Client(ClientError::UnknownAuthority(_))) {
                 self.unknown_authority()?;
             }
-            let pause = backoff.next();
+            let pause = backoff.next_pause();
             if started.elapsed() + pause > give_up {
                 return Err(error);
             }

@@ -10,7 +10,7 @@ use svid_core::id::TrustDomain;
 use svid_core::selector::SelectorSet;
 use tokio::sync::watch;
 
-use super::records::Records;
+use super::records::{Record, Records};
 use super::types::{Bundles, Identity, WorkloadUpdate};
 
 /// Groups without subscribers that are kept for callers who connect again and again.
@@ -235,10 +235,9 @@ fn build(
             Some(Identity { entry: Arc::clone(&record.entry), x509: Arc::clone(x509) })
         })
         .collect();
-    let waits = |only_unrefused: bool| {
-        found.iter().any(|record| !record.has_usable_svid(now) && !(only_unrefused && record.is_refused()))
-    };
-    let complete = !waits(!identities.is_empty());
+    // A refused entry is waited for only if there is nothing else to give.
+    let may_go_without = |record: &Record| !identities.is_empty() && record.is_refused();
+    let complete = found.iter().all(|record| record.has_usable_svid(now) || may_go_without(record));
     let federated = federated(&identities, bundles);
     let update = WorkloadUpdate {
         identities,

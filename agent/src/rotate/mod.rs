@@ -79,7 +79,7 @@ impl Rotator {
                     backoff.reset();
                     jitter(INTERVAL)
                 }
-                false => backoff.next(),
+                false => backoff.next_pause(),
             };
             tokio::time::sleep(pause).await;
         }

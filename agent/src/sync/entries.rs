@@ -151,7 +151,7 @@ pub(super) fn read(entry: &Entry) -> Option<AgentEntry> {
 fn convert(entry: &Entry) -> Result<AgentEntry, String> {
     let federates_with = entry.federates_with.iter().map(|name| TrustDomain::from_name_or_id(name));
     let selectors = selectors_from_wire(&entry.selectors).map_err(|error| error.to_string())?;
-    if selectors.len() == 0 {
+    if selectors.is_empty() {
         return Err("missing selectors".into());
     }
     Ok(AgentEntry {

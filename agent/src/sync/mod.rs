@@ -223,14 +223,14 @@ impl Synchronizer {
                 Err(error @ ClientError::UnknownAuthority(_)) => {
                     self.unknown_authority(error)?;
                     backoff.reset();
-                    backoff.next().min(DEFAULT_INTERVAL)
+                    backoff.next_pause().min(DEFAULT_INTERVAL)
                 }
                 Err(error) => {
                     error!(error = %error, "Synchronize failed");
                     if error.deny_reason().is_some() {
                         return Err(SyncError::Denied(error));
                     }
-                    backoff.next()
+                    backoff.next_pause()
                 }
             };
         }

@@ -61,7 +61,7 @@ impl SvidFetcher {
                     error!(error = %error, "SVID sync failed");
                     failed(&error);
                     // New subscribers must not turn a broken server into a storm of requests.
-                    tokio::time::sleep(backoff.next().min(RETRY)).await;
+                    tokio::time::sleep(backoff.next_pause().min(RETRY)).await;
                 }
             }
         }
