@@ -59,10 +59,12 @@ impl Gate {
             Peer::Local(_) | Peer::Tls { identity: None, .. } => return Err((denied(method), peer)),
             Peer::Tls { identity: Some(cert), .. } => cert.clone(),
         };
-        if callers.include(Callers::ADMIN) && self.admin_ids.contains(&cert.id) {
+        // A connection may outlive the certificate it was opened with; an agent's end is judged below, with its reason.
+        let live = cert.not_after > self.clock.unix();
+        if live && callers.include(Callers::ADMIN) && self.admin_ids.contains(&cert.id) {
             return admit(peer, Role::Admin, "config");
         }
-        if callers.include(Callers::ADMIN) || callers.include(Callers::DOWNSTREAM) {
+        if live && (callers.include(Callers::ADMIN) || callers.include(Callers::DOWNSTREAM)) {
             let entries = self.directory.entries_with_spiffe_id(&cert.id, self.clock.unix());
             if callers.include(Callers::ADMIN) && entries.iter().any(|entry| entry.spec.admin) {
                 return admit(peer, Role::Admin, "entries");
