@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[command(
     name = "svid-load",
     version,
+    args_override_self = true,
     about = "Measures a SPIRE-compatible server or agent through SPIRE's public APIs",
     after_help = "Start the server with `ratelimit { attestation = false signing = false }`, or its limits are \
                   measured. CPU-seconds are those of the process behind the socket, unless --pid names another."
@@ -182,6 +183,12 @@ mod tests {
         assert_eq!(cli.common.callers, Some(50));
         assert_eq!(cli.common.output, Output::Json);
         assert_eq!(cli.common.limit(), Duration::from_millis(2500));
+    }
+
+    #[test]
+    fn the_last_of_equal_options_counts() {
+        let cli = parse("svid-load jwt --seconds 3 --seconds 20").expect("valid");
+        assert_eq!(cli.common.seconds, 20.0);
     }
 
     #[test]
