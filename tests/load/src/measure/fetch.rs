@@ -52,7 +52,7 @@ async fn wait_for(common: &Common, path: &str) -> Result<(), Failure> {
         let first = async { Stream::open(&common.agent_socket).await?.next().await }.await;
         match first {
             Ok(answer) if holds(&answer, path) => return Ok(()),
-            Err(failure) if Instant::now() > give_up => return Err(failure),
+            Err(failure) if failure.code == "Connect" || Instant::now() > give_up => return Err(failure),
             Ok(_) if Instant::now() > give_up => {
                 return Err(Failure::new("NoAnswer", "other SVIDs, not this one"));
             }
