@@ -68,7 +68,7 @@ pub fn run(loaded: Loaded) -> i32 {
             0
         }
         Err(error) => {
-            error!(error = %error, "Agent crashed");
+            error!(error = %chain(error.as_ref()), "Agent crashed");
             1
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use svid_core::key::KeyError;
-use svid_daemon::tls::TlsError;
+use svid_daemon::tls::{TlsError, handshake_failure};
 use svid_plugin_api::PluginError;
 use svid_proto::spire::api::types::PermissionDeniedDetails;
 use svid_proto::spire::api::types::permission_denied_details::Reason;
@@ -30,7 +30,7 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// The handshake failed.
-    #[error("TLS handshake with {target} failed: {source}")]
+    #[error("TLS handshake with {target} failed: {}", handshake_failure(source))]
     Tls {
         /// Host and port.
         target: String,

@@ -79,5 +79,14 @@ pub fn is_unknown_authority(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
+/// Why a handshake failed, in the verifier's own words where it was the verifier that refused.
+pub fn handshake_failure(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(refusal))) => refusal.0.to_string(),
+        _ => error.to_string(),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests;

@@ -122,7 +122,7 @@ fn denied(method: &Method) -> Status {
 }
 
 /// The sentences are those that SPIRE's users search for.
-fn log_denied_agent(method: &Method, cert: &PeerCert, why: AgentDenied) {
+pub(super) fn log_denied_agent(method: &Method, cert: &PeerCert, why: AgentDenied) {
     let sentence = match why {
         AgentDenied::Expired => "Agent SVID is expired",
         AgentDenied::NotAttested => "Agent is not attested",

@@ -14,10 +14,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::authorize::log_denied_agent;
 use super::caller::PeerCert;
 use super::status::{denial_reason, denied_because, unavailable};
+use super::table::Method;
 use super::{Context, agent_of, call_of, service};
-use crate::directory::{AgentRefusal, AgentWatch, Delta, EndReason};
+use crate::directory::{AgentDenied, AgentRefusal, AgentWatch, Delta, EndReason};
 use crate::store::Position;
 
 service!(SyncApi);
@@ -82,6 +84,17 @@ fn position_from_wire(position: &wire::Position) -> Option<Position> {
     Some(Position { epoch: position.epoch.as_slice().try_into().ok()?, seq: position.seq })
 }
 
+/// The end of a stream is a denial like any other, and searches for it find it in the log.
+fn log_ended(method: &Method, agent: &PeerCert, reason: EndReason) {
+    let why = match reason {
+        EndReason::Banned => AgentDenied::Banned,
+        EndReason::Evicted => AgentDenied::NotAttested,
+        EndReason::Expired => AgentDenied::Expired,
+        EndReason::Closed => return,
+    };
+    log_denied_agent(method, agent, why);
+}
+
 fn ended(reason: EndReason) -> Status {
     match reason {
         EndReason::Banned => denied_because("agent is banned", Reason::AgentBanned),
@@ -105,6 +118,7 @@ async fn still_agent(context: &Context, agent: &PeerCert) -> Result<(), Status> 
 /// Follows the directory until the agent leaves or may not stay.
 async fn follow(
     context: &Context,
+    method: &Method,
     agent: &PeerCert,
     mut watch: AgentWatch,
     page: usize,
@@ -115,10 +129,14 @@ async fn follow(
     tokio::pin!(expiry);
     loop {
         let delta = tokio::select! {
-            delta = watch.next() => delta.map_err(ended)?,
-            () = &mut expiry => return Err(ended(EndReason::Expired)),
+            delta = watch.next() => delta,
+            () = &mut expiry => Err(EndReason::Expired),
             () = answers.closed() => return Ok(()),
         };
+        let delta = delta.map_err(|reason| {
+            log_ended(method, agent, reason);
+            ended(reason)
+        })?;
         still_agent(context, agent).await?;
         for message in messages(delta, page) {
             if answers.send(Ok(message)).await.is_err() {
@@ -182,7 +200,7 @@ impl Sync for SyncApi {
         let (answers, stream) = mpsc::channel(1);
         tokio::spawn(async move {
             let _open = watcher;
-            if let Err(status) = follow(&context, &agent, watch, page, &answers).await {
+            if let Err(status) = follow(&context, call.method, &agent, watch, page, &answers).await {
                 let _ = answers.send(Err(status)).await; // the agent may be gone
             }
         });

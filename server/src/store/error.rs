@@ -48,7 +48,7 @@ pub enum StoreError {
     #[error("{0}")]
     Config(String),
     /// The database cannot be reached, is locked or full: try again later.
-    #[error("the database is not available")]
+    #[error("the database is not available{}", known_reason(.0))]
     Unavailable(#[source] Arc<sqlx::Error>),
     /// The writer has stopped: the server is shutting down.
     #[error("the database is closed")]
@@ -78,6 +78,23 @@ impl StoreError {
     }
 }
 
+/// What SQLite says in words that tell an operator what to do. Nothing else of the error goes to callers.
+fn known_reason(error: &sqlx::Error) -> &'static str {
+    match sqlite_code(error) {
+        Some(8) => ": it is read-only",
+        Some(10) => ": its disk fails",
+        Some(13) => ": its disk is full",
+        Some(26) => ": the file is no database",
+        _ => "",
+    }
+}
+
+/// SQLite's primary result code.
+fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let sqlx::Error::Database(database) = error else { return None };
+    database.code().and_then(|code| code.parse::<i32>().ok()).map(|code| code & 0xff)
+}
+
 /// SQLite's primary result codes that mean "not now": busy, locked, out of memory, read only, I/O, full,
 /// cannot open, and a file that is no database (a half-restored copy).
 const NOT_NOW: [i32; 8] = [5, 6, 7, 8, 10, 13, 14, 26];
@@ -85,10 +102,7 @@ const NOT_NOW: [i32; 8] = [5, 6, 7, 8, 10, 13, 14, 26];
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let not_now = match &error {
-            sqlx::Error::Database(database) => {
-                let code = database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
-                NOT_NOW.contains(&(code & 0xff))
-            }
+            sqlx::Error::Database(_) => sqlite_code(&error).is_some_and(|code| NOT_NOW.contains(&code)),
             sqlx::Error::Io(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
