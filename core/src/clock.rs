@@ -38,5 +38,6 @@ impl fmt::Debug for Clock {
 
 /// A moment in whole Unix seconds, rounded down; 0 before 1970.
 pub fn unix_seconds(at: SystemTime) -> i64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    at.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

@@ -183,7 +183,9 @@ impl EntrySpec {
 
     /// True if another entry with the same SPIFFE ID, parent and selectors would be the same registration.
     pub fn is_similar_to(&self, other: &Self) -> bool {
-        self.spiffe_id == other.spiffe_id && self.parent_id == other.parent_id && self.selectors == other.selectors
+        self.spiffe_id == other.spiffe_id
+            && self.parent_id == other.parent_id
+            && self.selectors == other.selectors
     }
 }
 

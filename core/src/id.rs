@@ -26,7 +26,9 @@ pub enum IdError {
     #[error("trust domain is too long: {0} bytes, 255 allowed")]
     TrustDomainLength(usize),
     /// A byte of the trust domain, at this offset in it, is not allowed.
-    #[error("trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores")]
+    #[error(
+        "trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores"
+    )]
     TrustDomainByte {
         /// Offset in the trust domain name.
         at: usize,

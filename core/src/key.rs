@@ -253,7 +253,8 @@ mod tests {
     fn every_type_round_trips_and_signs() {
         for kind in [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048] {
             let key = LocalKey::generate(kind).expect("generate");
-            let again = LocalKey::from_pkcs8(PrivateKeyDer::from_pkcs8(key.private_key().secret_bytes().to_vec()));
+            let again =
+                LocalKey::from_pkcs8(PrivateKeyDer::from_pkcs8(key.private_key().secret_bytes().to_vec()));
             let again = again.expect("parse");
             assert_eq!(again.key_type(), kind);
             assert_eq!(again.public_key_der(), key.public_key_der());

@@ -141,6 +141,11 @@ impl BundleDocument {
         if spki.is_some_and(|spki| spki != root.parsed().public_key_der()) {
             return Err("key differs from that of its certificate".into());
         }
+        // Also where the entry calls its key of an unknown kind: else we could not read what we write of it.
+        let own = spki_to_jwk(root.parsed().public_key_der()).and_then(|own| own.to_spki());
+        if own == Err(JwkError::Malformed) {
+            return Err("key of its certificate is malformed".into());
+        }
         if !self.bundle.x509_authorities.contains(&root) {
             self.bundle.x509_authorities.push(root);
         }

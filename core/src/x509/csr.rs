@@ -1,5 +1,6 @@
 //! Certificate signing requests: a public key whose holder proved to have the private one.
 
+pub use super::request::make_csr;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use aws_lc_rs::signature as sig;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -10,7 +11,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::cert::{CertError, read_san};
 use super::der::{self, SEQUENCE, Writer};
-use super::name::{self, COUNTRY, ORGANIZATION};
+use super::name;
 use super::signature::{self, sign_der, signature_algorithm};
 use crate::id::SpiffeId;
 use crate::key::{KeyError, Signer};
@@ -295,15 +296,7 @@ pub(crate) fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     w.into_bytes()
 }
 
-/// A CSR with the subject that SPIRE's agents use, C=US and O=SPIRE.
-/// # Errors
-/// [`KeyError::Sign`].
-pub fn make_csr(signer: &dyn Signer, id: Option<&SpiffeId>, dns: &[String]) -> Result<Vec<u8>, KeyError> {
-    let subject = name::build(&[(COUNTRY, "US"), (ORGANIZATION, "SPIRE")]);
-    make_csr_for(signer, &subject, id.map(SpiffeId::as_str), dns)
-}
-
-/// A CSR with this subject.
+/// A CSR with a subject that may repeat attributes, which [`super::request`] cannot say.
 pub(super) fn make_csr_for(
     signer: &dyn Signer,
     subject: &[u8],

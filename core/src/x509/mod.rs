@@ -10,6 +10,7 @@ pub mod csr;
 mod der;
 pub mod issue;
 mod name;
+mod request;
 mod signature;
 pub mod svid;
 pub mod verify;
