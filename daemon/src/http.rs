@@ -11,12 +11,13 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use crate::tls::CurrentTls;
 
 const READ_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 256;
@@ -40,13 +41,12 @@ pub struct Answer {
 /// None after the listener is there; failures of single connections are not reported.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<CurrentTls>,
     stop: CancellationToken,
     answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
 ) {
     let answer = Arc::new(answer);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let tls = tls.map(TlsAcceptor::from);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -57,13 +57,15 @@ pub async fn serve(
             continue;
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
-        let (answer, stop, tls) = (Arc::clone(&answer), stop.clone(), tls.clone());
+        let (answer, stop, tls) =
+            (Arc::clone(&answer), stop.clone(), tls.as_ref().map(|tls| tls.load_full()));
         tokio::spawn(async move {
             let serving = async {
                 match tls {
                     None => connection(stream, answer).await,
                     Some(tls) => {
-                        let shaken = tokio::time::timeout(READ_HEADER_TIMEOUT, tls.accept(stream)).await;
+                        let shaking = TlsAcceptor::from(tls).accept(stream);
+                        let shaken = tokio::time::timeout(READ_HEADER_TIMEOUT, shaking).await;
                         connection(shaken.map_err(io::Error::other)??, answer).await
                     }
                 }

@@ -7,12 +7,14 @@
 
 mod key;
 mod registry;
+mod rpc;
 mod series;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use key::Filter;
+pub use rpc::{code_name, on_end};
 pub use series::{Counter, Gauge, Timing};
 
 use registry::{Kind, Registry, Series};
@@ -85,8 +87,14 @@ impl Metrics {
 
     /// A call that happens often, with its counters kept.
     pub fn call(&self, key: &[&str]) -> Call {
+        self.call_with(key, &[])
+    }
+
+    /// As [`Metrics::call`], with labels that each call carries.
+    pub fn call_with(&self, key: &[&str], labels: &[Label<'_>]) -> Call {
         let key = key.iter().map(|part| (*part).to_owned()).collect();
-        Call { metrics: self.clone(), key, known: Arc::default() }
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Call { metrics: self.clone(), key, labels, known: Arc::default() }
     }
 
     /// Adds `value` to a counter.
@@ -129,14 +137,20 @@ impl Metrics {
 }
 
 /// A call measured often; see [`Metrics::call`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Call {
     metrics: Metrics,
     key: Vec<String>,
+    labels: Vec<(String, String)>,
     known: Arc<arc_swap::ArcSwap<Vec<(String, Counter, Timing)>>>,
 }
 
 impl Call {
+    /// Whether anything is counted.
+    pub fn is_enabled(&self) -> bool {
+        self.metrics.is_enabled()
+    }
+
     /// Counts one call that ended with `status` after `elapsed`.
     pub fn done(&self, status: &str, elapsed: Duration) {
         if !self.metrics.is_enabled() {
@@ -148,7 +162,8 @@ impl Call {
             return;
         }
         let mut key: Vec<&str> = self.key.iter().map(String::as_str).collect();
-        let labels = [("status", status)];
+        let own = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let labels: Vec<Label<'_>> = own.chain([("status", status)]).collect();
         let counter = self.metrics.counter(&key, &labels);
         key.push("elapsed_time");
         let timing = self.metrics.timing(&key, &labels);

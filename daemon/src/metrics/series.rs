@@ -33,9 +33,18 @@ impl Gauge {
             bits.store(value.to_bits(), Ordering::Relaxed);
         }
     }
+
+    /// Adds to the value; a negative `delta` takes away.
+    pub fn add(&self, delta: f64) {
+        if let Some(bits) = &self.0 {
+            let add = |bits| Some((f64::from_bits(bits) + delta).to_bits());
+            // Only a `None` of the closure is an error.
+            let _ = bits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
+    }
 }
 
-/// Times in milliseconds.
+/// Times in milliseconds, or other amounts that are summed up.
 #[derive(Clone, Debug, Default)]
 pub struct Timing(pub(super) Option<Arc<Mutex<Window>>>);
 
@@ -59,22 +68,30 @@ impl Timing {
         self.record_at(elapsed, Instant::now());
     }
 
+    /// Adds one amount that is no time.
+    pub fn sample(&self, amount: f64) {
+        self.sample_at(amount, Instant::now());
+    }
+
     pub(super) fn record_at(&self, elapsed: Duration, now: Instant) {
+        self.sample_at(elapsed.as_secs_f64() * 1000.0, now);
+    }
+
+    fn sample_at(&self, amount: f64, now: Instant) {
         let Some(window) = &self.0 else { return };
-        let millis = elapsed.as_secs_f64() * 1000.0;
         let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
-        window.sum += millis;
+        window.sum += amount;
         window.count += 1;
         if window.recent.len() == SAMPLES {
             window.recent.pop_front();
         }
-        window.recent.push_back((now, millis));
+        window.recent.push_back((now, amount));
     }
 
     pub(super) fn summary(&self, now: Instant) -> Option<Summary> {
         let mut window = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         window.recent.retain(|(at, _)| now.saturating_duration_since(*at) <= WINDOW);
-        let mut sorted: Vec<f64> = window.recent.iter().map(|(_, millis)| *millis).collect();
+        let mut sorted: Vec<f64> = window.recent.iter().map(|(_, amount)| *amount).collect();
         sorted.sort_by(f64::total_cmp);
         let quantile = |permille: usize| {
             let at = (sorted.len() * permille).div_ceil(1000).saturating_sub(1);

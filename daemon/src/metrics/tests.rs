@@ -55,6 +55,25 @@ fn quantiles_forget() {
 }
 
 #[test]
+fn gauges_move_and_samples_add_up() {
+    let metrics = metrics();
+    let gauge = metrics.gauge(&["sds_api", "connections"], &[]);
+    for delta in [1.0, 1.0, -1.0] {
+        gauge.add(delta);
+    }
+    metrics.timing(&["workload_api", "discovered_selectors"], &[]).sample(7.0);
+    metrics.call_with(&["w"], &[("attestor", "unix")]).done("OK", Duration::ZERO);
+    let text = metrics.render();
+    for line in [
+        "spire_server_sds_api_connections{host=\"node-1.local\"} 1",
+        "spire_server_workload_api_discovered_selectors_sum{host=\"node-1.local\"} 7",
+        "spire_server_w{attestor=\"unix\",host=\"node-1.local\",status=\"OK\"} 1",
+    ] {
+        assert!(text.lines().any(|got| got == line), "{line}\n{text}");
+    }
+}
+
+#[test]
 fn no_sink_no_cost() {
     let metrics = Metrics::disabled();
     metrics.incr_counter(&["x"], 1, &[]);

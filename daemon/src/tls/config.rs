@@ -19,7 +19,7 @@ pub struct TlsPolicy {
 }
 
 impl TlsPolicy {
-    fn provider(self) -> Arc<CryptoProvider> {
+    pub(super) fn provider(self) -> Arc<CryptoProvider> {
         let mut provider = aws_lc_rs::default_provider();
         if self.require_pq_kem {
             provider.kx_groups =
@@ -28,7 +28,7 @@ impl TlsPolicy {
         Arc::new(provider)
     }
 
-    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+    pub(super) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
         static TLS13_ONLY: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
         if self.require_pq_kem { &TLS13_ONLY } else { rustls::ALL_VERSIONS }
     }
@@ -67,7 +67,7 @@ impl Identity {
         }
     }
 
-    fn resolver(&self) -> Arc<SingleCertAndKey> {
+    pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
         Arc::new(SingleCertAndKey::from(Arc::clone(&self.0)))
     }
 }

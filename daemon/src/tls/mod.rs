@@ -6,11 +6,13 @@
 mod config;
 mod leaf;
 mod roots;
+mod scrape;
 mod verifier;
 
 pub use config::{Identity, TlsPolicy, client_config, server_config};
 pub use leaf::VerifiedPeer;
 pub use roots::{BundleSource, Roots};
+pub use scrape::{CurrentTls, OwnSvid, ScrapeTlsError, scrape_tls};
 pub use verifier::{ServerTrust, SpiffeClientVerifier, SpiffeServerVerifier};
 
 use rustls::CertificateError;

@@ -51,7 +51,7 @@ pub(crate) fn td(name: &str) -> TrustDomain {
 }
 
 /// Runs a handshake in memory; the error of whichever side refuses.
-fn handshake(
+pub(crate) fn handshake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 ) -> Result<ServerConnection, rustls::Error> {

@@ -102,10 +102,11 @@ impl ServerCertVerifier for SpiffeServerVerifier {
 }
 
 /// Server side: a certificate is optional, and decided upon per RPC; one that is presented has to verify, and
-/// has to be of this trust domain or one of the configured admins.
+/// has to be of this trust domain or one of the configured admins. On other listeners: exactly some IDs.
 pub struct SpiffeClientVerifier {
-    trust_domain: TrustDomain,
-    admin_ids: HashSet<SpiffeId>,
+    /// `None`: only the IDs are let in, and a certificate is required.
+    trust_domain: Option<TrustDomain>,
+    ids: HashSet<SpiffeId>,
     bundles: Arc<dyn BundleSource>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -117,7 +118,13 @@ impl SpiffeClientVerifier {
         admin_ids: impl IntoIterator<Item = SpiffeId>,
         bundles: Arc<dyn BundleSource>,
     ) -> Self {
-        Self { trust_domain, admin_ids: admin_ids.into_iter().collect(), bundles, algorithms: algorithms() }
+        let ids = admin_ids.into_iter().collect();
+        Self { trust_domain: Some(trust_domain), ids, bundles, algorithms: algorithms() }
+    }
+
+    /// A verifier that requires a certificate with one of `ids`, of whatever trust domain.
+    pub fn exactly(ids: impl IntoIterator<Item = SpiffeId>, bundles: Arc<dyn BundleSource>) -> Self {
+        Self { trust_domain: None, ids: ids.into_iter().collect(), bundles, algorithms: algorithms() }
     }
 
     fn verify(
@@ -127,7 +134,8 @@ impl SpiffeClientVerifier {
         now: UnixTime,
     ) -> Result<(), TlsError> {
         let peer = VerifiedPeer::from_leaf(leaf)?;
-        if !peer.id.is_member_of(&self.trust_domain) && !self.admin_ids.contains(&peer.id) {
+        let is_member = |trust_domain| peer.id.is_member_of(trust_domain);
+        if !self.trust_domain.as_ref().is_some_and(is_member) && !self.ids.contains(&peer.id) {
             return Err(TlsError::UnexpectedId(peer.id));
         }
         let named = peer.id.trust_domain();
@@ -146,7 +154,7 @@ impl fmt::Debug for SpiffeClientVerifier {
 
 impl ClientCertVerifier for SpiffeClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.trust_domain.is_none()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
