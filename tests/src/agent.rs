@@ -105,7 +105,7 @@ plugins {{
     /// Starts the program and waits until it serves workloads.
     pub async fn start_with(&mut self, flags: &[&str]) {
         let mut process = self.launch(flags);
-        process.wait_for("Starting Workload and SDS APIs").await;
+        process.wait_for("Starting agent APIs").await;
         self.process = Some(process);
     }
 

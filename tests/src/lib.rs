@@ -3,13 +3,18 @@
 //! Everything started here ends when its handle is dropped, and nothing waits by sleeping: logs are read as they are written.
 
 pub mod agent;
+pub mod caller;
+pub mod calls;
 pub mod client;
 pub mod envoy;
 pub mod pki;
 pub mod process;
 pub mod server;
+pub mod x509pop;
 
 pub use agent::{Agent, AgentOptions};
+pub use caller::Caller;
+pub use calls::until;
 pub use process::Process;
 pub use server::{Server, ServerOptions};
 
@@ -40,4 +45,13 @@ pub fn interop(what: &str) -> bool {
         println!("skipped: {what}; run ./test without --quick");
     }
     on
+}
+
+/// True if this test runs as root, which it needs for `what`. Prints what is left out otherwise.
+pub fn root(what: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        println!("skipped: {what}; run as root");
+    }
+    is_root
 }

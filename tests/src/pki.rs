@@ -17,6 +17,13 @@ pub struct TestCert {
     pub key_der: Vec<u8>,
 }
 
+impl TestCert {
+    /// As what a TLS client shows.
+    pub fn client(&self) -> crate::client::ClientCert {
+        crate::client::ClientCert { chain: vec![self.cert_der.clone()], key: self.key_der.clone() }
+    }
+}
+
 impl TestCa {
     /// A CA with this common name.
     pub fn new(name: &str) -> Self {
@@ -34,6 +41,18 @@ impl TestCa {
 
     /// A leaf with this common name and these URI names.
     pub fn leaf(&self, name: &str, uris: &[&str]) -> TestCert {
+        self.signed(name, uris, |_| {})
+    }
+
+    /// As [`TestCa::leaf`], over since 2020.
+    pub fn expired_leaf(&self, name: &str, uris: &[&str]) -> TestCert {
+        self.signed(name, uris, |params| {
+            params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        })
+    }
+
+    fn signed(&self, name: &str, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> TestCert {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -42,6 +61,7 @@ impl TestCa {
         params.use_authority_key_identifier_extension = true;
         params.subject_alt_names =
             uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ascii"))).collect();
+        change(&mut params);
         let key = KeyPair::generate().expect("key");
         let cert = params.signed_by(&key, &self.0).expect("sign");
         TestCert {

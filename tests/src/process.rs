@@ -100,6 +100,15 @@ impl Process {
         }
     }
 
+    /// Waits for the end and for the last line; returns the exit code (-1 after a signal) and all that was printed.
+    pub async fn end(mut self) -> (i32, String) {
+        let status = self.wait().await;
+        let all_read = async { while self.lines.changed().await.is_ok() {} };
+        // A child that kept the pipe open may hold it longer.
+        let _ = tokio::time::timeout(PATIENCE, all_read).await;
+        (status.code().unwrap_or(-1), self.log().join("\n"))
+    }
+
     /// kill -9, and waits until the process is gone.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("kill");

@@ -39,13 +39,30 @@ impl Server {
 
     /// Starts a server and waits until it serves on both sockets.
     pub async fn start_with(options: ServerOptions) -> Self {
+        let mut server = Self::prepare(&options);
+        server.spawn().await;
+        server
+    }
+
+    /// Makes the directory and the configuration, and starts nothing.
+    pub fn prepare(options: &ServerOptions) -> Self {
         init();
         let dir = TempDir::with_prefix("svid-server-").expect("temporary directory");
         let trust_domain = options.trust_domain.clone().unwrap_or_else(|| TRUST_DOMAIN.to_owned());
-        let mut server = Self { dir, port: free_port(), trust_domain, process: None };
-        server.write_config(&options);
-        server.spawn().await;
+        let server = Self { dir, port: free_port(), trust_domain, process: None };
+        server.write_config(options);
         server
+    }
+
+    /// Takes a program that was started by other means, such as inside a mount namespace, and waits until it serves.
+    pub async fn adopt(&mut self, mut process: Process) {
+        process.wait_for_lines("Starting Server APIs", 2).await;
+        self.process = Some(process);
+    }
+
+    /// The program and its arguments as a shell reads them.
+    pub fn command_line(&self) -> String {
+        format!("'{}' run -config '{}'", bin("svid-server").display(), self.config().display())
     }
 
     /// Writes the configuration of the next start.
@@ -81,9 +98,8 @@ plugins {{
     }
 
     async fn spawn(&mut self) {
-        let mut process = self.launch();
-        process.wait_for_lines("Starting Server APIs", 2).await;
-        self.process = Some(process);
+        let process = self.launch();
+        self.adopt(process).await;
     }
 
     /// Starts the program without waiting for anything.
