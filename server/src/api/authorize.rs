@@ -56,6 +56,7 @@ impl Gate {
             Peer::Local(_) if callers.include(Callers::LOCAL) => {
                 return admit(peer, Role::Local, "transport");
             }
+            Peer::Tls { .. } if callers == Callers::LOCAL => return Err((not_on_this_port(method), peer)),
             Peer::Local(_) | Peer::Tls { identity: None, .. } => return Err((denied(method), peer)),
             Peer::Tls { identity: Some(cert), .. } => cert.clone(),
         };
@@ -119,6 +120,12 @@ fn denied_text(method: &Method) -> String {
 
 fn denied(method: &Method) -> Status {
     Status::permission_denied(denied_text(method))
+}
+
+/// The TCP port does not have these services at all; the text is gRPC's own.
+fn not_on_this_port(method: &Method) -> Status {
+    let service = method.path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    Status::unimplemented(format!("unknown service {service}"))
 }
 
 /// The sentences are those that SPIRE's users search for.
