@@ -82,8 +82,6 @@ async fn metrics_have_their_names() {
     let of_agent = [
         "spire_agent_started",
         "spire_agent_uptime_in_ms",
-        "spire_agent_rpc_workload_api_fetch_x509svid",
-        "spire_agent_workload_api_connections",
         "spire_agent_sync_entries_total",
         "spire_agent_sync_bundles_total",
         "spire_agent_manager_sync_fetch_entries_updates",

@@ -30,7 +30,7 @@ impl Node {
         open_to_all(agent.path());
         let more: Vec<&str> = selectors[1..].iter().flat_map(|selector| ["-selector", selector]).collect();
         server.entry("/victim", selectors[0], &more).await;
-        Self { server: server, agent, dir }
+        Self { server, agent, dir }
     }
 
     /// A node on which only a program at [`Node::program`] has an identity.
