@@ -23,8 +23,9 @@ pub struct AgentOptions {
 
 /// A running agent.
 pub struct Agent {
-    dir: TempDir,
+    /// Before the directory, so that nothing is written into it any more when it goes.
     process: Option<Process>,
+    dir: TempDir,
     options: AgentOptions,
 }
 

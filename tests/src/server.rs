@@ -23,12 +23,13 @@ pub struct ServerOptions {
 
 /// A running server.
 pub struct Server {
+    /// Before the directory, so that nothing is written into it any more when it goes.
+    process: Option<Process>,
     dir: TempDir,
     /// TCP port of the agent-facing API.
     pub port: u16,
     /// The trust domain.
     pub trust_domain: String,
-    process: Option<Process>,
 }
 
 impl Server {
