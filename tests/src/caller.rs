@@ -85,8 +85,8 @@ impl Caller {
         self.child.kill().await.expect("kill");
     }
 
-    /// gRPC over the connection that the process opened.
-    pub async fn channel(&mut self) -> Channel {
+    /// gRPC over the connection that the process opened. It shows with the first call whether the agent has closed it.
+    pub fn channel(&mut self) -> Channel {
         let stream = self.connection.take().expect("used once");
         stream.set_nonblocking(true).expect("nonblocking");
         let mut stream = Some(tokio::net::UnixStream::from_std(stream).expect("a socket"));
@@ -94,7 +94,7 @@ impl Caller {
             let stream = stream.take().map(TokioIo::new);
             async move { stream.ok_or_else(|| std::io::Error::other("the connection ended")) }
         });
-        Endpoint::from_static("http://localhost").connect_with_connector(connect).await.expect("HTTP/2")
+        Endpoint::from_static("http://localhost").connect_with_connector_lazy(connect)
     }
 }
 

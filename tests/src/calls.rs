@@ -23,7 +23,7 @@ pub const SECURITY_HEADER: (&str, &str) = ("workload.spiffe.io", "true");
 /// The status that the server ends the call with.
 pub async fn call(channel: &Channel, path: &str, metadata: &[(&str, &str)]) -> Result<(), Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
-    grpc.ready().await.map_err(|error| Status::unavailable(format!("not connected: {error:?}")))?;
+    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
     let mut request = Request::new(tokio_stream::once(()));
     for (key, value) in metadata {
         let key: AsciiMetadataKey = key.parse().expect("a metadata key");
