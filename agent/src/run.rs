@@ -121,9 +121,11 @@ impl Agent {
         let store = Store::open(&config.data_dir)?;
         let metrics = self.metrics();
         let listeners = listeners::Listeners::new(self.stop.clone());
-        listeners.metrics(config, &metrics).await?;
+        if !listeners::needs_svid(config) {
+            listeners.metrics(config, &metrics, facts::no_svid()).await?;
+        }
 
-        let keys = plugins::key_manager(config)?;
+        let keys = plugins::key_manager(config, &metrics)?;
         let node_attestor = plugins::node_attestor(config)?;
         let workload_attestors = plugins::workload_attestors(config)?;
         listeners.health(config);
@@ -143,6 +145,7 @@ impl Agent {
             bootstrap: config.bootstrap.clone(),
             rebootstrap: config.rebootstrap,
             clock: self.clock.clone(),
+            metrics: metrics.clone(),
         };
         attestor.prepare()?;
         let attestation = attestor.run().await?;
@@ -153,14 +156,24 @@ impl Agent {
             );
         }
 
-        let parts = Parts { dialer, store, keys, node_attestor, metrics, rebootstrap: attestor.rebootstrap };
+        let parts = Parts {
+            dialer,
+            store,
+            keys,
+            node_attestor,
+            metrics: metrics.clone(),
+            rebootstrap: attestor.rebootstrap,
+        };
         let (manager, cache, status) = self.manager(parts, attestation);
+        if listeners::needs_svid(config) {
+            listeners.metrics(config, &metrics, facts::own_svid(&manager.client, &cache)).await?;
+        }
         manager.initialize().await?;
 
         let facts = LiveFacts::new(manager.client.clone(), cache.clone(), status);
         let listening = Arc::new(Notify::new());
         listeners.serve_health_once(Arc::clone(&listening), config);
-        let server = WorkloadServerConfig::from(config);
+        let server = WorkloadServerConfig { metrics: metrics.clone(), ..WorkloadServerConfig::from(config) };
         let workload = workload_api::serve(
             server,
             Arc::new(cache.clone()),
@@ -171,11 +184,16 @@ impl Agent {
         tokio::select! {
             result = manager.run() => Ok(result?),
             result = workload => Ok(result?),
-            result = self.admin(cache, Arc::new(facts)) => result,
+            result = self.admin(cache, Arc::new(facts), metrics) => result,
         }
     }
 
-    async fn admin(&self, cache: Cache, facts: Arc<LiveFacts>) -> Result<(), anyhow::Error> {
+    async fn admin(
+        &self,
+        cache: Cache,
+        facts: Arc<LiveFacts>,
+        metrics: Metrics,
+    ) -> Result<(), anyhow::Error> {
         let Some(socket_path) = self.config.admin_socket_path.clone() else {
             self.stop.cancelled().await;
             // The workload socket may still have calls to finish.
@@ -186,6 +204,7 @@ impl Agent {
             trust_domain: self.config.trust_domain.clone(),
             clock: self.clock.clone(),
             log: self.log.clone(),
+            metrics,
         };
         admin::serve(config, cache, facts, self.stop.clone()).await?;
         std::future::pending().await
@@ -218,6 +237,7 @@ impl Agent {
             availability_target: config.availability_target,
             jwt_svid_cache_hit_timeout: config.jwt_svid_cache_hit_timeout,
             clock: self.clock.clone(),
+            metrics: parts.metrics.clone(),
         };
         let cache = Cache::new(Arc::new(attestation.bundle), options);
         let client = ServerClient::new(parts.dialer, roots, attestation.identity);

@@ -5,6 +5,7 @@
 
 mod debug;
 pub mod logger;
+mod measure;
 mod status;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
 use svid_core::x509::X509Svid;
 use svid_daemon::log::LogControl;
+use svid_daemon::metrics::Metrics;
 use svid_daemon::peer::{BindError, PeerOptions, bind_private, incoming};
 use svid_proto::spire::agent::debug::v1::debug_server::DebugServer;
 use svid_proto::spire::api::agent::logger::v1::logger_server::LoggerServer;
@@ -23,9 +25,11 @@ use svid_proto::svid::status::v1::agent_status_server::AgentStatusServer;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
+use crate::workload_api::metrics::SocketMetrics;
 
 use debug::DebugService;
 use logger::LoggerService;
+use measure::Measured;
 use status::StatusService;
 
 /// How long open calls may take to end once the agent stops.
@@ -83,6 +87,8 @@ pub struct AdminConfig {
     pub clock: Clock,
     /// The running log.
     pub log: LogControl,
+    /// Counts calls.
+    pub metrics: Metrics,
 }
 
 /// Serves the socket until `shutdown`.
@@ -99,7 +105,10 @@ pub async fn serve(
     let debug = DebugService::new(cache.clone(), Arc::clone(&facts), config.clock);
     let status = StatusService::new(config.trust_domain, cache, facts);
     let stop = shutdown.clone();
+    let metrics = Arc::new(SocketMetrics::new(&config.metrics));
+    let measured = move |inner| Measured { inner, metrics: Arc::clone(&metrics) };
     let serving = tonic::transport::Server::builder()
+        .layer(tower::layer::layer_fn(measured))
         .add_service(DebugServer::new(debug))
         .add_service(LoggerServer::new(LoggerService::new(config.log)))
         .add_service(AgentStatusServer::new(status))

@@ -13,6 +13,7 @@ use svid_core::clock::Clock;
 use svid_core::key::Signer;
 use svid_core::x509::csr::make_csr;
 use svid_core::x509::{CertError, X509Svid};
+use svid_daemon::metrics::{Metrics, code_name};
 use svid_plugin_api::{AgentNodeAttestor, KeyManager, PluginError};
 use tracing::{info, warn};
 
@@ -92,6 +93,8 @@ pub struct Attestor {
     pub rebootstrap: Rebootstrap,
     /// Where now comes from.
     pub clock: Clock,
+    /// Shows the search for a bundle.
+    pub metrics: Metrics,
 }
 
 impl Attestor {
@@ -136,6 +139,7 @@ impl Attestor {
         };
         let started = tokio::time::Instant::now();
         let mut backoff = Backoff::new(BACKOFF_START, BACKOFF_MAX);
+        show_bootstrap(&self.store, &self.metrics);
         loop {
             let error = match self.attempt().await {
                 Ok(attestation) => return Ok(attestation),
@@ -219,6 +223,7 @@ impl Attestor {
             attempts: data.connection_attempts,
             start: data.bootstrap_start.unwrap_or(now),
         };
+        show_bootstrap(&self.store, &self.metrics);
         Ok(source::fetch(&self.bootstrap, &context).await?)
     }
 
@@ -265,7 +270,12 @@ impl Attestor {
             warn!("Insecure bootstrap enabled; skipping server certificate verification");
         }
         let channel = AttestChannel::connect(&self.dialer, bundle.map(|_| &roots)).await?;
-        let identity = attest_over(&channel, &*self.keys, &*self.plugin, None).await?;
+        let begun = tokio::time::Instant::now();
+        let attested = attest_over(&channel, &*self.keys, &*self.plugin, None).await;
+        let status = attested.as_ref().map_or_else(|error| code_name(error.code()), |_| "OK");
+        let labels = [("attestor_type", self.plugin.name())];
+        self.metrics.measure_call(&["node", "attestor", "new_svid"], status, begun.elapsed(), &labels);
+        let identity = attested?;
         let bundle = channel.bundle().await?;
         let ders = bundle.x509_authorities.iter().map(|authority| authority.der().to_vec()).collect();
         // On the disk before anything is done with it: a join token buys one SVID.
@@ -277,8 +287,24 @@ impl Attestor {
             data.bootstrap_start = None;
             data.connection_attempts = 0;
         })?;
+        show_bootstrap(&self.store, &self.metrics);
         Ok(Attestation { identity, bundle })
     }
+}
+
+/// Shows where the agent stands in the search for a bundle, under SPIRE's names.
+pub(crate) fn show_bootstrap(store: &Store, metrics: &Metrics) {
+    if !metrics.is_enabled() {
+        return;
+    }
+    let data = store.data();
+    let rebootstrap = data.bootstrap_use == BootstrapUse::Rebootstrap;
+    let mode = [("mode", if rebootstrap { "rebootstrap" } else { "bootstrap" })];
+    let start = data.bootstrap_start.map_or(0, svid_core::clock::unix_seconds);
+    metrics.set_gauge(&["bootstrapped"], if data.bootstrap_start.is_none() { 1.0 } else { 0.0 }, &[]);
+    #[allow(clippy::cast_precision_loss)] // seconds since 1970
+    metrics.set_gauge(&["bootstrap_seconds"], start as f64, &mode);
+    metrics.set_gauge(&["bootstrap_attempts"], f64::from(data.connection_attempts), &mode);
 }
 
 /// One attestation with a new key in the slot that `current` is not in.

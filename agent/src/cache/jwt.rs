@@ -4,10 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
+use futures_util::future::{BoxFuture, Shared};
 use svid_core::id::SpiffeId;
 use svid_core::rotation::Life;
 
-use super::types::JwtSvid;
+use super::types::{JwtFetchError, JwtSvid};
+
+/// One request to the server.
+pub(super) type Fetch = BoxFuture<'static, Result<JwtSvid, JwtFetchError>>;
+/// The same, awaited by all who asked for the same.
+pub(super) type Flight = Shared<Fetch>;
 
 /// SHA-256 over the identity and the sorted audiences, each behind its length.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,27 +5,32 @@
 
 mod groups;
 mod jwt;
+mod metrics;
 mod records;
 mod subscription;
 mod taint;
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use futures_util::future::WeakShared;
 use svid_core::bundle::Bundle;
 use svid_core::clock::Clock;
 use svid_core::entry::EntryId;
 use svid_core::id::TrustDomain;
 use svid_core::selector::SelectorSet;
+use svid_daemon::metrics::Metrics;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use groups::Groups;
-use jwt::{JwtCache, JwtKey, Lookup};
+use jwt::{Fetch, Flight, JwtCache, JwtKey, Lookup};
+use metrics::{CacheMetrics, EntryCounters, amount};
 use records::Records;
 use taint::Taints;
 
@@ -61,6 +66,8 @@ pub struct CacheOptions {
     pub jwt_svid_cache_hit_timeout: Duration,
     /// Where now comes from.
     pub clock: Clock,
+    /// Counts what comes and goes.
+    pub metrics: Metrics,
 }
 
 impl Default for CacheOptions {
@@ -71,6 +78,7 @@ impl Default for CacheOptions {
             availability_target: None,
             jwt_svid_cache_hit_timeout: JWT_TIMEOUT,
             clock: Clock::system(),
+            metrics: Metrics::disabled(),
         }
     }
 }
@@ -87,9 +95,12 @@ struct Inner {
     options: CacheOptions,
     state: Mutex<State>,
     jwt: Mutex<JwtCache>,
+    /// JWT-SVIDs being fetched. They end with the last caller who waits.
+    flights: Mutex<HashMap<JwtKey, WeakShared<Fetch>>>,
     jwt_source: OnceLock<Arc<dyn JwtSource>>,
     bundles: watch::Sender<Arc<Bundles>>,
     wanted: Notify,
+    metrics: CacheMetrics,
 }
 
 /// The agent's cache. Clones share it.
@@ -107,7 +118,7 @@ impl Cache {
     pub fn new(own: Arc<Bundle>, options: CacheOptions) -> Self {
         let bundles = Arc::new(Bundles { own, federated: BTreeMap::new() });
         let state = State {
-            records: Records::default(),
+            records: Records::counting(EntryCounters::new(&options.metrics)),
             groups: Groups::default(),
             bundles: Arc::clone(&bundles),
             taints: Taints::default(),
@@ -115,12 +126,19 @@ impl Cache {
         };
         Self(Arc::new(Inner {
             jwt: Mutex::new(JwtCache::new(options.jwt_svid_cache_max_size)),
+            flights: Mutex::default(),
+            metrics: CacheMetrics::new(&options.metrics),
             options,
             state: Mutex::new(state),
             jwt_source: OnceLock::new(),
             bundles: watch::Sender::new(bundles),
             wanted: Notify::new(),
         }))
+    }
+
+    /// What the cache counts into.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.options.metrics
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -227,6 +245,11 @@ impl Cache {
         }
         groups.entries_changed(&changed, records, bundles, now, *tick);
         records.prefetch(self.0.options.x509_svid_cache_max_size);
+        let outdated = records.take_outdated();
+        if outdated > 0 {
+            self.0.metrics.outdated.sample(amount(outdated));
+        }
+        self.0.metrics.sizes(records);
         drop(state);
         self.0.wanted.notify_one();
     }
@@ -265,7 +288,15 @@ impl Cache {
         if kids.is_empty() {
             return;
         }
-        let dropped = self.jwt_cache().remove_by_kid(|kid| kids.iter().any(|tainted| tainted == kid));
+        let begun = Instant::now();
+        let dropped = {
+            let mut cache = self.jwt_cache();
+            let dropped = cache.remove_by_kid(|kid| kids.iter().any(|tainted| tainted == kid));
+            self.0.metrics.jwt_svids.set(amount(cache.len()));
+            dropped
+        };
+        self.0.metrics.tainted_jwt.sample(amount(dropped));
+        self.0.metrics.process_tainted_jwt.done("OK", begun.elapsed());
         if dropped > 0 {
             info!(
                 jwt_authority_key_ids = %kids.join(","),
@@ -290,7 +321,10 @@ impl Cache {
     pub fn wanted(&self, limit: usize) -> Vec<Arc<AgentEntry>> {
         let now = self.0.options.clock.now();
         let mut state = self.state();
-        state.records.mark_due(now);
+        let expiring = state.records.mark_due(now);
+        if expiring > 0 {
+            self.0.metrics.expiring.sample(amount(expiring));
+        }
         state.records.wanted(now, limit)
     }
 
@@ -313,6 +347,7 @@ impl Cache {
             }
         }
         groups.svids_changed(&ids, records, bundles, now);
+        self.0.metrics.sizes(records);
     }
 
     /// Drops what is over, schedules what is tainted and evicts what is too much. To be called every few seconds.
@@ -322,10 +357,17 @@ impl Cache {
         let mut state = self.state();
         let State { records, groups, bundles, taints, .. } = &mut *state;
         let mut gone = records.drop_expired(now);
-        gone.extend(taints.schedule(records));
+        let begun = Instant::now();
+        let tainted = taints.schedule(records);
+        if !tainted.is_empty() {
+            self.0.metrics.tainted_x509.sample(amount(tainted.len()));
+            self.0.metrics.process_tainted_x509.done("OK", begun.elapsed());
+        }
+        gone.extend(tainted);
         gone.extend(records.evict(max));
         groups.svids_changed(&gone, records, bundles, now);
         let fetch = records.prefetch(max) || !gone.is_empty();
+        self.0.metrics.sizes(records);
         drop(state);
         if fetch {
             self.0.wanted.notify_one();
@@ -349,32 +391,44 @@ impl Cache {
             Some(_) => self.0.options.jwt_svid_cache_hit_timeout.min(JWT_TIMEOUT),
             None => JWT_TIMEOUT,
         };
-        match self.fetch_jwt(entry, audience, timeout).await {
-            Ok(svid) => {
-                // The server's word counts for whose token this is, as in SPIRE.
-                self.jwt_cache().insert(JwtKey::new(&svid.id, audience), svid.clone());
-                Ok(svid)
-            }
-            Err(error) => cached
-                .inspect(|_| {
-                    warn!(error = %error, spiffe_id = %entry.spiffe_id, "Unable to renew JWT-SVID; returning the cached copy");
-                })
-                .ok_or(error),
-        }
-    }
-
-    async fn fetch_jwt(
-        &self,
-        entry: &AgentEntry,
-        audience: &[String],
-        timeout: Duration,
-    ) -> Result<JwtSvid, JwtFetchError> {
-        let source = self.0.jwt_source.get().ok_or(JwtFetchError::NotReady)?;
         let expired = || JwtFetchError::Server {
             code: tonic::Code::DeadlineExceeded,
             message: "the server did not answer in time".into(),
         };
-        tokio::time::timeout(timeout, source.fetch(&entry.id, audience)).await.map_err(|_| expired())?
+        let fetched = tokio::time::timeout(timeout, self.flight(key, entry, audience)).await;
+        fetched.unwrap_or_else(|_| Err(expired())).or_else(|error| {
+            cached
+                .inspect(|_| {
+                    warn!(error = %error, spiffe_id = %entry.spiffe_id, "Unable to renew JWT-SVID; returning the cached copy");
+                })
+                .ok_or(error)
+        })
+    }
+
+    /// The fetch that is under way for this identity and audience, or a new one: however many ask at once, the server
+    /// is asked once.
+    fn flight(&self, key: JwtKey, entry: &AgentEntry, audience: &[String]) -> Flight {
+        let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let under_way = flights.get(&key).and_then(WeakShared::upgrade);
+        if let Some(flight) = under_way.filter(|flight| flight.peek().is_none()) {
+            return flight;
+        }
+        flights.retain(|_, flight| flight.upgrade().is_some());
+        let (cache, id, audience) = (self.clone(), entry.id.clone(), audience.to_vec());
+        let fetch: Fetch = async move { cache.fetch_jwt(&id, &audience).await }.boxed();
+        let flight = fetch.shared();
+        flights.extend(flight.downgrade().map(|weak| (key, weak)));
+        flight
+    }
+
+    async fn fetch_jwt(&self, entry: &EntryId, audience: &[String]) -> Result<JwtSvid, JwtFetchError> {
+        let source = self.0.jwt_source.get().ok_or(JwtFetchError::NotReady)?;
+        let svid = source.fetch(entry, audience).await?;
+        let mut cache = self.jwt_cache();
+        // The server's word counts for whose token this is, as in SPIRE.
+        cache.insert(JwtKey::new(&svid.id, audience), svid.clone());
+        self.0.metrics.jwt_svids.set(amount(cache.len()));
+        Ok(svid)
     }
 }
 

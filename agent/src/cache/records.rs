@@ -9,6 +9,7 @@ use svid_core::selector::{Selector, SelectorSet};
 use svid_core::x509::X509Svid;
 use tracing::debug;
 
+use super::metrics::EntryCounters;
 use super::types::{AgentEntry, X509Identity};
 
 /// First and longest pause before a refused SVID is asked for again.
@@ -63,9 +64,16 @@ pub(super) struct Records {
     renewals: BTreeSet<(SystemTime, EntryId)>,
     workload_entries: usize,
     svids: usize,
+    /// Entries that changed under an SVID, since somebody asked.
+    outdated: usize,
+    counters: EntryCounters,
 }
 
 impl Records {
+    pub(super) fn counting(counters: EntryCounters) -> Self {
+        Self { counters, ..Self::default() }
+    }
+
     pub(super) fn get(&self, id: &EntryId) -> Option<&Record> {
         self.by_id.get(id)
     }
@@ -121,6 +129,7 @@ impl Records {
     fn insert(&mut self, entry: Arc<AgentEntry>) {
         let indexed_under = self.add_to_index(&entry);
         self.workload_entries += usize::from(!entry.store_svid);
+        self.counters.added.add(1);
         let record = Record {
             entry: Arc::clone(&entry),
             svid: None,
@@ -151,6 +160,7 @@ impl Records {
         self.workload_entries += usize::from(!entry.store_svid);
         self.workload_entries -= usize::from(!old.store_svid);
         let id = entry.id.clone();
+        self.counters.updated.add(1);
         let had_svid = self.by_id.get(&id).is_some_and(|record| record.svid.is_some());
         self.change(&id, |record| {
             record.entry = entry;
@@ -158,6 +168,7 @@ impl Records {
             record.retry_at = None;
         });
         if had_svid {
+            self.outdated += 1;
             self.stale.insert(id);
         }
     }
@@ -168,6 +179,7 @@ impl Records {
         self.drop_svid(id);
         self.stale.remove(id);
         let record = self.by_id.remove(id)?;
+        self.counters.removed.add(1);
         self.workload_entries -= usize::from(!record.entry.store_svid);
         debug!(entry = %id, spiffe_id = %record.entry.spiffe_id, "Entry removed");
         Some(record.entry.selectors.clone())
@@ -239,16 +251,24 @@ impl Records {
         some
     }
 
-    /// Marks what is due for renewal at `now`.
-    pub(super) fn mark_due(&mut self, now: SystemTime) {
+    /// How many entries changed under an SVID since the last time.
+    pub(super) fn take_outdated(&mut self) -> usize {
+        std::mem::take(&mut self.outdated)
+    }
+
+    /// Marks what is due for renewal at `now`; returns how many there are.
+    pub(super) fn mark_due(&mut self, now: SystemTime) -> usize {
+        let mut count = 0;
         while let Some((at, _)) = self.renewals.first()
             && *at <= now
         {
             if let Some((_, id)) = self.renewals.pop_first() {
                 self.change(&id, |record| record.renew_at = None);
                 self.stale.insert(id);
+                count += 1;
             }
         }
+        count
     }
 
     /// When something has to be fetched next: now if anything may be asked for at once.

@@ -203,3 +203,70 @@ fn tainted_svids_are_replaced_and_given_to_no_newcomer() {
     assert_eq!(fixture.fetch(1000), ["a"]);
     assert_eq!(ids(&subscription.take().unwrap()), ["a"]);
 }
+
+/// Answers when told to, and counts how often it is asked.
+#[derive(Default)]
+struct SlowSource {
+    asked: AtomicU64,
+    go: Notify,
+}
+
+#[async_trait]
+impl JwtSource for SlowSource {
+    async fn fetch(&self, entry: &EntryId, _audience: &[String]) -> Result<JwtSvid, JwtFetchError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.go.notified().await;
+        let id = format!("spiffe://example.org/{entry}").parse().unwrap();
+        Ok(JwtSvid {
+            token: zeroize::Zeroizing::new("e30.e30.x".into()),
+            id,
+            issued_at: 0,
+            expires_at: i64::MAX,
+        })
+    }
+}
+
+#[tokio::test]
+async fn equal_requests_for_a_jwt_svid_share_one_fetch() {
+    let fixture = Fixture::new(10);
+    let source = Arc::new(SlowSource::default());
+    fixture.cache.set_jwt_source(Arc::clone(&source) as _);
+    let (a, audience) = (entry("a", "/a", &["unix:uid:1"]), ["x".to_owned()]);
+    let ask = || fixture.cache.jwt_svid(&a, &audience);
+    let go = async {
+        while source.asked.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        source.go.notify_one();
+    };
+    let (one, two, three, ()) = tokio::join!(ask(), ask(), ask(), go);
+    assert!(one.is_ok() && two.is_ok() && three.is_ok());
+    assert_eq!(source.asked.load(Ordering::Relaxed), 1);
+    assert_eq!(fixture.cache.stats().jwt_svids, 1);
+    // A fetch that everybody gave up on is no fetch that anybody joins.
+    let other = ["y".to_owned()];
+    assert!(fixture.cache.jwt_svid(&a, &other).now_or_never().is_none());
+    source.go.notify_one();
+    assert!(fixture.cache.jwt_svid(&a, &other).await.is_ok());
+    assert_eq!(source.asked.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn metrics_show_what_is_held() {
+    let metrics = Metrics::new(svid_daemon::metrics::MetricsOptions::default());
+    let options = CacheOptions { metrics: metrics.clone(), ..CacheOptions::default() };
+    let (ca, seconds) = (TestCa::new("example.org"), Arc::default());
+    let fixture = Fixture { cache: Cache::new(Arc::new(ca.bundle()), options), ca, seconds };
+    fixture.cache.apply(vec![entry("a", "/a", &["unix:uid:1"]), entry("b", "/b", &["unix:uid:2"])], &[]);
+    fixture.fetch(1000);
+    fixture.cache.apply(Vec::new(), &["b".parse().unwrap()]);
+    let text = metrics.render();
+    for line in [
+        "_lru_cache_entry_add 2",
+        "_lru_cache_entry_remove 1",
+        "_lru_cache_record_map_size{svid_type=\"X509\"} 1",
+        "_lru_cache_svid_map_size{svid_type=\"X509\"} 1",
+    ] {
+        assert!(text.lines().any(|got| got == line), "{line}\n{text}");
+    }
+}

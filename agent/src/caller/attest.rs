@@ -1,10 +1,12 @@
 //! All workload attestors at once.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::join_all;
-use svid_core::selector::SelectorSet;
-use svid_plugin_api::WorkloadAttestor;
+use svid_core::selector::{Selector, SelectorSet};
+use svid_daemon::metrics::{Call, Metrics, Timing};
+use svid_plugin_api::{PluginError, WorkloadAttestor};
 
 use super::{CallerChanged, Connection};
 
@@ -19,14 +21,45 @@ pub enum AttestError {
     AllFailed(String),
 }
 
+/// One attestor and its metric.
+#[derive(Clone)]
+struct Measured {
+    attestor: Arc<dyn WorkloadAttestor>,
+    call: Call,
+}
+
 /// The configured workload attestors.
 #[derive(Clone)]
-pub struct Attestors(Arc<[Arc<dyn WorkloadAttestor>]>);
+pub struct Attestors {
+    all: Arc<[Measured]>,
+    attestation: Call,
+    discovered: Timing,
+}
 
 impl Attestors {
     /// Takes the attestors.
     pub fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>) -> Self {
-        Self(attestors.into())
+        let unmeasured = |attestor| Measured { attestor, call: Call::default() };
+        Self {
+            all: attestors.into_iter().map(unmeasured).collect(),
+            attestation: Call::default(),
+            discovered: Timing::default(),
+        }
+    }
+
+    /// The same attestors, counting into `metrics` under SPIRE's names.
+    #[must_use]
+    pub fn measured(&self, metrics: &Metrics) -> Self {
+        let key = ["workload_api", "workload_attestor"];
+        let measured = |one: &Measured| Measured {
+            attestor: Arc::clone(&one.attestor),
+            call: metrics.call_with(&key, &[("attestor", one.attestor.name())]),
+        };
+        Self {
+            all: self.all.iter().map(measured).collect(),
+            attestation: metrics.call(&["workload_api", "workload_attestation"]),
+            discovered: metrics.timing(&["workload_api", "discovered_selectors"], &[]),
+        }
     }
 
     /// What all attestors together say about the caller. Some may fail; then the others' selectors are used.
@@ -34,6 +67,21 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`].
     pub async fn attest(&self, connection: &Connection) -> Result<Arc<SelectorSet>, AttestError> {
+        if !self.attestation.is_enabled() {
+            return self.look(connection).await;
+        }
+        let begun = Instant::now();
+        let found = self.look(connection).await;
+        // SPIRE's errors carry no code of their own here.
+        self.attestation.done(if found.is_ok() { "OK" } else { "Unknown" }, begun.elapsed());
+        if let Ok(selectors) = &found {
+            #[allow(clippy::cast_precision_loss)] // a count of selectors
+            self.discovered.sample(selectors.len() as f64);
+        }
+        found
+    }
+
+    async fn look(&self, connection: &Connection) -> Result<Arc<SelectorSet>, AttestError> {
         connection.check()?;
         let image = connection.process.image().ok();
         if let Some(selectors) = connection.remembered(image) {
@@ -52,12 +100,21 @@ impl Attestors {
 
     async fn ask_all(&self, connection: &Connection) -> Result<SelectorSet, AttestError> {
         let caller = &*connection.process;
-        let answers = join_all(self.0.iter().map(|attestor| attestor.attest(caller))).await;
+        let ask = async |one: &Measured| -> Result<Vec<Selector>, PluginError> {
+            let begun = Instant::now();
+            let answer = one.attestor.attest(caller).await;
+            let status = answer.as_ref().map_or_else(|error| error.code.name(), |_| "OK");
+            one.call.done(status, begun.elapsed());
+            answer
+        };
+        let answers = join_all(self.all.iter().map(ask)).await;
         let (mut selectors, mut errors) = (Vec::new(), Vec::new());
-        for (attestor, answer) in self.0.iter().zip(answers) {
+        for (one, answer) in self.all.iter().zip(answers) {
             match answer {
                 Ok(found) => selectors.extend(found),
-                Err(err) => errors.push(format!("workload attestor {:?} failed: {err}", attestor.name())),
+                Err(err) => {
+                    errors.push(format!("workload attestor {:?} failed: {err}", one.attestor.name()));
+                }
             }
         }
         if errors.is_empty() {
@@ -65,7 +122,7 @@ impl Attestors {
         }
         let text = errors.join("; ");
         tracing::error!(pid = caller.pid(), error = text, "Failed to collect all selectors");
-        match errors.len() == self.0.len() {
+        match errors.len() == self.all.len() {
             true => Err(AttestError::AllFailed(text)),
             false => Ok(selectors.into_iter().collect()),
         }

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use svid_core::bundle::Bundle;
 use svid_core::id::TrustDomain;
-use svid_daemon::tls::{Identity, Roots, ServerTrust, SpiffeServerVerifier, TlsPolicy, client_config};
+use svid_daemon::tls::{Roots, ServerTrust, SpiffeServerVerifier, TlsPolicy, client_config};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -18,7 +18,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::error::ConnectError;
 use super::identity::AgentIdentity;
-use super::signing::TlsKey;
 
 /// One address gets this long to accept.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -142,7 +141,7 @@ impl Dialer {
                 }))
             }
         };
-        let identity = identity.map(tls_identity).transpose()?;
+        let identity = identity.map(AgentIdentity::for_tls).transpose()?;
         let verifier = Arc::new(SpiffeServerVerifier::new(self.trust_domain.clone(), trust));
         Ok(TlsConnector::from(client_config(identity.as_ref(), verifier, self.policy)?))
     }
@@ -193,12 +192,6 @@ fn watch_over(stream: &TcpStream) {
     if let Err(error) = set() {
         tracing::debug!(%error, "cannot set options of the connection to the server");
     }
-}
-
-fn tls_identity(identity: &AgentIdentity) -> Result<Identity, ConnectError> {
-    let refused = |error| ConnectError::Config(svid_daemon::tls::TlsError::Config(error));
-    let key = TlsKey::new(Arc::clone(&identity.signer)).map_err(refused)?;
-    Ok(Identity::from_signing_key(identity.svid.chain().iter(), Arc::new(key))?)
 }
 
 /// An error with its causes; tonic's own texts say little without them.

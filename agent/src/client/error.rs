@@ -10,6 +10,8 @@ use svid_proto::spire::api::types::PermissionDeniedDetails;
 use svid_proto::spire::api::types::permission_denied_details::Reason;
 use tonic::{Code, Status};
 
+pub use svid_daemon::metrics::code_name;
+
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -156,29 +158,6 @@ impl From<ConnectError> for ClientError {
     fn from(error: ConnectError) -> Self {
         let error = Arc::new(error);
         if error.is_unknown_authority() { Self::UnknownAuthority(error) } else { Self::Connect(error) }
-    }
-}
-
-/// Go's name of a code, as it stands in SPIRE's log lines.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

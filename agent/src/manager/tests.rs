@@ -280,6 +280,7 @@ async fn attests_once_and_starts_again_from_the_disk() {
             bootstrap: Bootstrap::File { path: path.clone(), format: BundleFormat::Pem },
             rebootstrap: NEVER,
             clock: Clock::system(),
+            metrics: Metrics::disabled(),
         };
         attestor.prepare().unwrap();
         let attestation = attestor.run().await.unwrap();

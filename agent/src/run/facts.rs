@@ -5,7 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
+use svid_core::id::TrustDomain;
 use svid_daemon::peer::CallerProcess;
+use svid_daemon::tls::{OwnSvid, Roots, TlsError};
 
 use crate::admin::{AgentFacts, Facts};
 use crate::cache::Cache;
@@ -19,6 +21,31 @@ pub(super) struct LiveFacts {
     status: SyncStatus,
     started: Instant,
     identification: &'static str,
+}
+
+/// For the metrics listener: the agent's SVID and the bundles it knows.
+pub(super) fn own_svid(client: &ServerClient, cache: &Cache) -> OwnSvid {
+    let (client, bundles) = (client.clone(), cache.bundles());
+    OwnSvid {
+        identity: Box::new(move || client.current_identity().for_tls()),
+        bundles: Arc::new(move |asked: &TrustDomain| {
+            let bundles = Arc::clone(&bundles.borrow());
+            let bundle = match bundles.own.trust_domain == *asked {
+                true => Some(&bundles.own),
+                false => bundles.federated.get(asked),
+            };
+            let ders = bundle?.x509_authorities.iter().map(svid_core::bundle::X509Authority::der);
+            Roots::from_ders(ders).ok().map(Arc::new)
+        }),
+    }
+}
+
+/// As [`own_svid`], before there is one. Only for listeners that do not ask for it.
+pub(super) fn no_svid() -> OwnSvid {
+    OwnSvid {
+        identity: Box::new(|| Err(TlsError::Malformed("the agent has no SVID yet".into()))),
+        bundles: Arc::new(|_: &TrustDomain| None),
+    }
 }
 
 /// How this kernel lets callers be pinned, tried out on a socket of our own.

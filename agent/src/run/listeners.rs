@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use svid_daemon::config::HealthConfig;
+use svid_daemon::config::{HealthConfig, PrometheusConfig};
 use svid_daemon::health::{HealthChecker, State};
 use svid_daemon::http::{Answer, serve};
 use svid_daemon::metrics::Metrics;
+use svid_daemon::tls::{CurrentTls, OwnSvid, TlsPolicy, scrape_tls};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -36,20 +37,40 @@ impl Listeners {
     }
 
     /// Before attestation, which may take long.
-    pub(super) async fn metrics(&self, config: &AgentConfig, metrics: &Metrics) -> Result<(), anyhow::Error> {
+    /// With TLS of the agent's own: after it.
+    pub(super) async fn metrics(
+        &self,
+        config: &AgentConfig,
+        metrics: &Metrics,
+        own: OwnSvid,
+    ) -> Result<(), anyhow::Error> {
         let Some(prometheus) = &config.telemetry.prometheus else { return Ok(()) };
-        anyhow::ensure!(prometheus.tls.is_none(), "TLS for the Prometheus listener is not built");
+        let tls = self.metrics_tls(config, prometheus, own)?;
         let address = (prometheus.host.as_str(), prometheus.port);
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("cannot listen for Prometheus at {address:?}"))?;
         let render = metrics.clone();
-        tokio::spawn(serve(listener, None, self.stop.clone(), move |_path| Answer {
+        tokio::spawn(serve(listener, tls, self.stop.clone(), move |_path| Answer {
             status: http::StatusCode::OK,
             content_type: "text/plain; version=0.0.4; charset=utf-8",
             body: render.render(),
         }));
         tokio::spawn(uptime(metrics.clone(), self.stop.clone()));
         Ok(())
+    }
+
+    fn metrics_tls(
+        &self,
+        config: &AgentConfig,
+        prometheus: &PrometheusConfig,
+        own: OwnSvid,
+    ) -> Result<Option<CurrentTls>, anyhow::Error> {
+        let Some(tls) = prometheus.tls.clone() else { return Ok(None) };
+        let policy = TlsPolicy { require_pq_kem: config.require_pq_kem };
+        let (current, refresh) = scrape_tls(tls, policy, own)?;
+        let stop = self.stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(refresh).await });
+        Ok(Some(current))
     }
 
     /// The checks run from here on; the listener opens once the APIs do, or after a while without them.
@@ -84,6 +105,12 @@ impl Listeners {
             ready.notify_one();
         });
     }
+}
+
+/// True if the metrics listener cannot open before the agent has an SVID and a bundle.
+pub(super) fn needs_svid(config: &AgentConfig) -> bool {
+    let tls = config.telemetry.prometheus.as_ref().and_then(|prometheus| prometheus.tls.as_ref());
+    tls.is_some_and(|tls| tls.use_spire_svid || !tls.authorized_spiffe_ids.is_empty())
 }
 
 async fn serve_health(health: HealthChecker, config: HealthConfig, stop: CancellationToken) {

@@ -1,10 +1,12 @@
 //! From configured names to plugins. The one place in the agent that names concrete ones.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use svid_core::hcl::{Body, Report, Unknown, decode};
-use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
+use svid_daemon::metrics::Metrics;
+use svid_keymanager::{DiskKeyManager, KeyOperation, MemoryKeyManager, ObservedKeyManager};
 use svid_plugin_api::{AgentNodeAttestor, KeyManager, WorkloadAttestor};
 use svid_unix::{UnixAttestor, UnixConfig};
 
@@ -12,13 +14,29 @@ use crate::attest::JoinTokenAttestor;
 use crate::caller::Attestors;
 use crate::config::{AgentConfig, KeyManagerConfig, NodeAttestorConfig, WorkloadAttestorConfig};
 
-pub(super) fn key_manager(config: &AgentConfig) -> Result<Arc<dyn KeyManager>, anyhow::Error> {
-    Ok(match &config.plugins.key_manager {
+pub(super) fn key_manager(
+    config: &AgentConfig,
+    metrics: &Metrics,
+) -> Result<Arc<dyn KeyManager>, anyhow::Error> {
+    let keys: Arc<dyn KeyManager> = match &config.plugins.key_manager {
         KeyManagerConfig::Memory => Arc::new(MemoryKeyManager::default()),
         KeyManagerConfig::Disk(directory) => Arc::new(
             DiskKeyManager::open_in(directory).context("failed to configure KeyManager plugin \"disk\"")?,
         ),
-    })
+    };
+    Ok(if metrics.is_enabled() { Arc::new(measured(keys, metrics)) } else { keys })
+}
+
+fn measured(keys: Arc<dyn KeyManager>, metrics: &Metrics) -> ObservedKeyManager {
+    let call = |name| metrics.call(&["agent_key_manager", name]);
+    let (generate, get, list) = (call("generate_key"), call("get_key"), call("get_keys"));
+    let observer = move |operation, status: &'static str, elapsed: Duration| match operation {
+        KeyOperation::Generate => generate.done(status, elapsed),
+        KeyOperation::Get => get.done(status, elapsed),
+        KeyOperation::List => list.done(status, elapsed),
+        KeyOperation::Sign => {}
+    };
+    ObservedKeyManager::new(keys, Arc::new(observer))
 }
 
 /// A join token overrides the configured attestor, as in SPIRE.

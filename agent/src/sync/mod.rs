@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::attest::{BootstrapUse, Store, StoreError, waited_for_rebootstrap};
+use crate::attest::{BootstrapUse, Store, StoreError, show_bootstrap, waited_for_rebootstrap};
 use crate::backoff::{Backoff, jitter};
 use crate::cache::Cache;
 use crate::client::{ClientError, ServerClient};
@@ -254,7 +254,9 @@ impl Synchronizer {
             data.bootstrap_use = BootstrapUse::Rebootstrap;
             data.bootstrap_start = None;
             data.connection_attempts = 0;
-        })
+        })?;
+        show_bootstrap(&self.store, &self.metrics);
+        Ok(())
     }
 
     fn unknown_authority(&self, failure: ClientError) -> Result<(), SyncError> {

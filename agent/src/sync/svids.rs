@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use svid_core::clock::{Clock, unix_seconds};
 use svid_core::key::{KeyError, KeyType, LocalKey, PrivateKeyDer, Signer};
 use svid_core::x509::csr::make_csr;
 use svid_core::x509::{CertChain, X509Svid};
+use svid_daemon::metrics::{Call, code_name};
 use svid_proto::spire::api::server::svid::v1::NewX509svidParams;
 use svid_proto::spire::api::server::svid::v1::batch_new_x509svid_response::Result as MintResult;
 use tonic::Code;
@@ -36,12 +37,14 @@ pub struct SvidFetcher {
     key_type: KeyType,
     clock: Clock,
     batch: Arc<AtomicUsize>,
+    updates: Call,
 }
 
 impl SvidFetcher {
     /// Fetches for `cache` with keys of `key_type`.
     pub fn new(client: ServerClient, cache: Cache, key_type: KeyType, clock: Clock) -> Self {
-        Self { client, cache, key_type, clock, batch: Arc::new(AtomicUsize::new(MAX_BATCH)) }
+        let updates = cache.metrics().call(&["manager", "sync", "fetch_svids_updates"]);
+        Self { client, cache, key_type, clock, batch: Arc::new(AtomicUsize::new(MAX_BATCH)), updates }
     }
 
     /// Fetches whatever is wanted, as soon as it is wanted, without an end. `failed` hears of each failed request.
@@ -90,7 +93,10 @@ impl SvidFetcher {
         }
         entries.iter().for_each(|entry| self.announce(entry));
         let count = entries.len();
+        let begun = Instant::now();
         let result = self.mint(entries).await;
+        let status = result.as_ref().map_or_else(|error| code_name(error.code()), |_| "OK");
+        self.updates.done(status, begun.elapsed());
         let next = if result.is_ok() { limit.saturating_mul(2) } else { limit / 2 };
         self.batch.store(next.clamp(1, MAX_BATCH), Ordering::Relaxed);
         self.cache.store(result?);

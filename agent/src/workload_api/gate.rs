@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use svid_core::selector::{Selector, SelectorSet};
+use svid_daemon::metrics::{Counter, Metrics};
 use tonic::Status;
 
 use super::ratelimit::Limit;
@@ -15,8 +16,15 @@ use crate::config::RateLimits;
 pub(crate) struct Gate {
     pub(crate) source: Arc<dyn IdentitySource>,
     attestors: Attestors,
-    limits: Vec<(&'static str, Limit)>,
+    limits: Vec<Limited>,
     log_selectors: Vec<String>,
+}
+
+/// A method with a limit.
+struct Limited {
+    method: &'static str,
+    limit: Limit,
+    exceeded: Counter,
 }
 
 impl Gate {
@@ -25,8 +33,14 @@ impl Gate {
         attestors: Attestors,
         limits: &RateLimits,
         log_selectors: Vec<String>,
+        metrics: &Metrics,
     ) -> Self {
-        Self { source, attestors, limits: configured(limits), log_selectors }
+        Self {
+            source,
+            attestors: attestors.measured(metrics),
+            limits: configured(limits, metrics),
+            log_selectors,
+        }
     }
 
     /// Attests the caller, then takes a token of the method's limit. The agent itself has no limit.
@@ -36,9 +50,10 @@ impl Gate {
         method: &'static str,
     ) -> Result<Arc<SelectorSet>, Status> {
         let selectors = self.attest(caller).await?;
-        let limit = self.limits.iter().find(|(limited, _)| *limited == method);
-        match limit {
-            Some((_, limit)) if !caller.is_agent() && !limit.allow(&selectors, Instant::now()) => {
+        let limited = self.limits.iter().find(|limited| limited.method == method);
+        match limited {
+            Some(limited) if !caller.is_agent() && !limited.limit.allow(&selectors, Instant::now()) => {
+                limited.exceeded.add(1);
                 Err(Status::unavailable(format!("rate limit exceeded for {method}")))
             }
             _ => Ok(selectors),
@@ -74,7 +89,7 @@ impl Gate {
     }
 }
 
-fn configured(limits: &RateLimits) -> Vec<(&'static str, Limit)> {
+fn configured(limits: &RateLimits, metrics: &Metrics) -> Vec<Limited> {
     use super::{jwt, x509};
     use crate::sds;
     let now = Instant::now();
@@ -92,7 +107,8 @@ fn configured(limits: &RateLimits) -> Vec<(&'static str, Limit)> {
     limited
         .map(|(method, limiter, limit)| {
             tracing::info!(method, limit, "Workload API/SDS rate limiting enabled");
-            (method, limiter)
+            let exceeded = metrics.counter(&["workload_api", "rate_limit_exceeded"], &[("method", method)]);
+            Limited { method, limit: limiter, exceeded }
         })
         .collect()
 }

@@ -10,6 +10,7 @@ pub(crate) mod gate;
 mod health;
 mod hints;
 mod jwt;
+pub(crate) mod metrics;
 pub(crate) mod open;
 mod ratelimit;
 mod server;

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
+use svid_daemon::metrics::Metrics;
 use svid_daemon::peer::{BindError, PeerOptions, UnixConn, bind_private, incoming};
 use svid_proto::FILE_DESCRIPTOR_SET;
 use svid_proto::grpc::health::v1::HealthCheckResponse;
@@ -27,6 +28,7 @@ use tower::{ServiceExt as _, service_fn};
 
 use super::codec::SmallCodec;
 use super::gate::Gate;
+use super::metrics::SocketMetrics;
 use super::source::IdentitySource;
 use super::{Options, WorkloadApi, health};
 use crate::caller::{Attestors, Connection};
@@ -76,6 +78,8 @@ pub struct WorkloadServerConfig {
     pub ratelimit: RateLimits,
     /// Where now comes from.
     pub clock: Clock,
+    /// Counts calls.
+    pub metrics: Metrics,
 }
 
 impl From<&AgentConfig> for WorkloadServerConfig {
@@ -91,6 +95,7 @@ impl From<&AgentConfig> for WorkloadServerConfig {
             log_selectors: config.log_selectors.clone(),
             ratelimit: config.ratelimit,
             clock: Clock::system(),
+            metrics: Metrics::disabled(),
         }
     }
 }
@@ -175,6 +180,7 @@ pub(super) struct Endpoint {
     sds: Option<Sds>,
     /// Where the health check asks; `None` without a Workload API, which counts as healthy.
     probed_socket: Option<PathBuf>,
+    metrics: SocketMetrics,
     reflection: OnceLock<Option<(BoxedService, BoxedService)>>,
 }
 
@@ -184,7 +190,8 @@ impl Endpoint {
         source: Arc<dyn IdentitySource>,
         attestors: Attestors,
     ) -> Self {
-        let gate = Arc::new(Gate::new(source, attestors, &config.ratelimit, config.log_selectors));
+        let gate =
+            Arc::new(Gate::new(source, attestors, &config.ratelimit, config.log_selectors, &config.metrics));
         let options = Options {
             trust_domain: config.trust_domain,
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
@@ -196,11 +203,21 @@ impl Endpoint {
             workload: (!config.disable_workload_api).then_some(workload),
             sds: (!config.disable_sds_api).then(|| Sds::new(gate, config.sds)),
             probed_socket: (!config.disable_workload_api).then_some(config.socket_path),
+            metrics: SocketMetrics::new(&config.metrics),
             reflection: OnceLock::new(),
         }
     }
 
     async fn call(&self, caller: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+        let measured = self.metrics.begin(request.uri().path(), caller.is_agent());
+        let response = self.dispatch(caller, request).await;
+        match measured {
+            Some(call) => call.until_end(response),
+            None => response,
+        }
+    }
+
+    async fn dispatch(&self, caller: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if let (Some(method), Some(api)) = (path.strip_prefix(super::PREFIX), &self.workload) {
             let method = method.to_owned();

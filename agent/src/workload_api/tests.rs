@@ -124,6 +124,7 @@ impl World {
             log_selectors: Vec::new(),
             ratelimit: RateLimits::default(),
             clock: Clock::system(),
+            metrics: Default::default(),
         };
         let empty = update_of(&ca, &partner, &signer, &[]);
         let cache =

@@ -17,6 +17,20 @@ pub enum PluginCode {
     Internal,
 }
 
+impl PluginCode {
+    /// The name of the gRPC code that stands for it, as Go prints it: the `status` of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "InvalidArgument",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::Unavailable => "Unavailable",
+            Self::Unimplemented => "Unimplemented",
+            Self::Internal => "Internal",
+        }
+    }
+}
+
 /// A refusal with its reason. The message never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

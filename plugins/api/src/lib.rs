@@ -9,6 +9,8 @@ pub mod workload_attestor;
 
 pub use error::{PluginCode, PluginError};
 pub use key_manager::KeyManager;
-pub use node_attestor::{AgentNodeAttestor, AttestContext, AttestSession, AttestedNode, Challenger, ServerNodeAttestor};
+pub use node_attestor::{
+    AgentNodeAttestor, AttestContext, AttestSession, AttestedNode, Challenger, ServerNodeAttestor,
+};
 pub use upstream_authority::{MintedCa, UpstreamAuthority};
 pub use workload_attestor::{Caller, Executable, WorkloadAttestor};

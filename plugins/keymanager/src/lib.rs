@@ -3,9 +3,11 @@
 mod disk;
 mod file;
 mod memory;
+mod observed;
 
 pub use disk::DiskKeyManager;
 pub use memory::MemoryKeyManager;
+pub use observed::{KeyObserver, KeyOperation, ObservedKeyManager};
 
 use svid_core::key::{KeyType, LocalKey};
 use svid_plugin_api::PluginError;
