@@ -58,10 +58,10 @@ pub enum EntryError {
     #[error("missing entry ID")]
     IdMissing,
     /// The entry ID is longer than 255 bytes.
-    #[error("entry ID too long")]
+    #[error("invalid registration entry: entry ID too long")]
     IdLength,
     /// The entry ID has a byte outside its alphabet.
-    #[error("entry ID contains invalid characters; must be alphanumeric, dash, dot or underscore")]
+    #[error("invalid registration entry: entry ID contains invalid characters")]
     IdByte,
     /// The parent ID is not a member of the trust domain, or has no path.
     #[error("invalid parent ID: {0}")]
@@ -73,13 +73,8 @@ pub enum EntryError {
     #[error("{0}")]
     Selectors(SelectorError),
     /// A DNS name is malformed.
-    #[error("invalid DNS name: {name:?}: {rule}")]
-    DnsName {
-        /// The name as given.
-        name: String,
-        /// The rule it breaks.
-        rule: &'static str,
-    },
+    #[error("invalid DNS name: {0}")]
+    DnsName(DnsNameError),
     /// The X.509-SVID TTL is negative.
     #[error("invalid X509-SVID TTL")]
     X509Ttl,
@@ -96,11 +91,18 @@ pub enum EntryError {
     #[error("hint is too long, max length is 1024 characters")]
     HintLength,
     /// An entry for an SVID store has selectors of more than one type.
-    #[error("selector types must be the same when store SVID is enabled")]
+    #[error("invalid registration entry: selector types must be the same when store SVID is enabled")]
     StoreSelectorTypes,
     /// An entry for an SVID store cannot switch prefetching off.
-    #[error("store SVID and disable X509-SVID prefetch are mutually exclusive")]
+    #[error("specifying cache behaviour is incompatible with storable SVIDs")]
     StoreWithoutPrefetch,
+}
+
+impl EntryError {
+    /// True for the rules that SPIRE's datastore checks, and reports with words of its own in front.
+    pub fn is_of_datastore(&self) -> bool {
+        matches!(self, Self::IdLength | Self::IdByte | Self::StoreSelectorTypes | Self::StoreWithoutPrefetch)
+    }
 }
 
 /// What a caller states about an entry. Checked by [`EntrySpec::check`]; the server adds revision and time.
@@ -153,7 +155,7 @@ impl EntrySpec {
             return Err(EntryError::JwtTtl);
         }
         for name in &self.dns_names {
-            check_dns_name(name).map_err(|rule| EntryError::DnsName { name: name.clone(), rule })?;
+            check_dns_name(name).map_err(EntryError::DnsName)?;
         }
         if self.selectors.is_empty() {
             return Err(EntryError::Selectors(SelectorError::Empty));
@@ -209,41 +211,68 @@ impl Entry {
     }
 }
 
-/// Checks one DNS name as SPIRE does: ASCII labels of letters, digits, hyphens and underscores, none empty or over
-/// 63 bytes, no hyphen at either end, at most one leading `*.`, no trailing dot, 255 bytes in all.
-/// # Errors
-/// The rule in words.
-pub fn check_dns_name(name: &str) -> Result<(), &'static str> {
-    if name.is_empty() {
-        return Err("name is empty");
-    }
-    if name.len() > 255 {
-        return Err("name is longer than 255 bytes");
-    }
-    if name.ends_with('.') {
-        return Err("name has a trailing dot");
-    }
-    let labels = name.strip_prefix("*.").unwrap_or(name);
-    labels.split('.').try_for_each(check_dns_label)
+/// Which rule of DNS names a name breaks. The texts are SPIRE's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DnsNameError {
+    /// A byte outside ASCII.
+    #[error("name must be ascii")]
+    NotAscii,
+    /// More than one `*`.
+    #[error("too many wildcards")]
+    TooManyWildcards,
+    /// A `*` that is not the whole first label.
+    #[error("wildcard must be first label")]
+    WildcardNotFirst,
+    /// Nothing, or nothing behind the wildcard.
+    #[error("empty or only whitespace")]
+    Empty,
+    /// A dot at the end.
+    #[error("domain ends with dot")]
+    TrailingDot,
+    /// A label that is empty, too long, has a byte other than letters, digits, `-` and `_`, or hyphens where none may be.
+    #[error("idna error\nidna: invalid label {0:?}")]
+    Label(String),
+    /// The whole name is longer than 253 bytes.
+    #[error("idna error\nidna: invalid label {0:?}")]
+    Length(String),
 }
 
-fn check_dns_label(label: &str) -> Result<(), &'static str> {
-    if label.is_empty() {
-        return Err("label is empty");
+/// Checks one DNS name in SPIRE's order and words. Labels hold letters, digits, `-` and `_`: SPIRE lets other ASCII
+/// through, which no resolver or TLS library would match.
+/// # Errors
+/// The first rule that is broken.
+pub fn check_dns_name(name: &str) -> Result<(), DnsNameError> {
+    if !name.is_ascii() {
+        return Err(DnsNameError::NotAscii);
     }
-    if label.len() > 63 {
-        return Err("label is longer than 63 bytes");
+    let labels = match name.matches('*').count() {
+        0 => name,
+        1 => name.strip_prefix("*.").ok_or(DnsNameError::WildcardNotFirst)?,
+        _ => return Err(DnsNameError::TooManyWildcards),
+    };
+    if labels.trim().is_empty() {
+        return Err(DnsNameError::Empty);
     }
-    if label.contains('*') {
-        return Err("a wildcard is allowed only as the whole first label");
+    if labels.ends_with('.') {
+        return Err(DnsNameError::TrailingDot);
     }
-    if !label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
-        return Err("label has a byte other than letters, digits, '-' and '_'");
+    if labels.len() > 253 {
+        return Err(DnsNameError::Length(labels.to_owned()));
     }
-    if label.starts_with('-') || label.ends_with('-') {
-        return Err("label begins or ends with '-'");
+    match labels.split('.').find(|label| !is_dns_label(label)) {
+        Some("") => Err(DnsNameError::Label(labels.to_owned())),
+        Some(label) => Err(DnsNameError::Label(label.to_owned())),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn is_dns_label(label: &str) -> bool {
+    let reserved = label.get(2..4) == Some("--") && !label.to_ascii_lowercase().starts_with("xn--");
+    (1..=63).contains(&label.len())
+        && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && !reserved
 }
 
 #[cfg(test)]

@@ -156,7 +156,10 @@ impl BundleDocument {
 #[derive(Serialize)]
 struct Out {
     keys: Vec<Jwk>,
+    // Zero says nothing, and SPIRE leaves it out.
+    #[serde(skip_serializing_if = "is_zero")]
     spiffe_sequence: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     spiffe_refresh_hint: u64,
 }
 
@@ -180,4 +183,7 @@ impl Bundle {
             spiffe_refresh_hint: self.refresh_hint.as_secs(),
         })
     }
+}
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

@@ -27,7 +27,8 @@ impl Line<'_> {
         let mut fields: Vec<(String, Value)> = names.into_iter().zip(values).collect();
         fields.sort_by(|a, b| a.0.cmp(&b.0));
         match format {
-            LogFormat::Text => self.text(&fields),
+            LogFormat::Plain => self.text(&fields, "%Y-%m-%dT%H:%M:%S"),
+            LogFormat::Text => self.text(&fields, NANOSECONDS),
             LogFormat::Json => self.json(fields),
         }
     }
@@ -38,9 +39,9 @@ impl Line<'_> {
         if own { format!("fields.{name}") } else { name.to_owned() }
     }
 
-    fn text(&self, fields: &[(String, Value)]) -> String {
+    fn text(&self, fields: &[(String, Value)], time: &str) -> String {
         let mut line = String::with_capacity(160);
-        pair(&mut line, "time", &rfc3339(&self.time));
+        pair(&mut line, "time", &rfc3339(&self.time, time));
         pair(&mut line, "level", self.level.as_str());
         // logrus leaves the message out when there is none.
         if !self.message.is_empty() {
@@ -62,7 +63,7 @@ impl Line<'_> {
 
     fn json(self, fields: Vec<(String, Value)>) -> String {
         let mut map: Map<String, Value> = fields.into_iter().collect();
-        map.insert("time".into(), rfc3339(&self.time).into());
+        map.insert("time".into(), rfc3339(&self.time, NANOSECONDS).into());
         map.insert("level".into(), self.level.as_str().into());
         map.insert("msg".into(), self.message.into());
         if let Some((function, file)) = self.source {
@@ -75,9 +76,12 @@ impl Line<'_> {
     }
 }
 
-/// Go's RFC3339Nano: trailing zeros of the fraction left out, `Z` for UTC.
-fn rfc3339(time: &Zoned) -> String {
-    let text = time.strftime("%Y-%m-%dT%H:%M:%S%.f").to_string();
+/// Go's RFC3339Nano: trailing zeros of the fraction left out.
+const NANOSECONDS: &str = "%Y-%m-%dT%H:%M:%S%.f";
+
+/// The time in this form, with `Z` for UTC.
+fn rfc3339(time: &Zoned, form: &str) -> String {
+    let text = time.strftime(form).to_string();
     match time.offset().seconds() {
         0 => text + "Z",
         _ => format!("{text}{}", time.strftime("%:z")),

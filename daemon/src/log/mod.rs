@@ -77,8 +77,10 @@ impl std::str::FromStr for LogLevel {
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `time="..." level=info msg="..." key=value`.
+    /// As [`LogFormat::Text`] with times in whole seconds: what SPIRE prints when no format is configured.
     #[default]
+    Plain,
+    /// `time="..." level=info msg="..." key=value`.
     Text,
     /// One JSON object a line.
     Json,
@@ -133,7 +135,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { level: LogLevel::Info, format: LogFormat::Text, file: None, source_location: false }
+        Self { level: LogLevel::Info, format: LogFormat::Plain, file: None, source_location: false }
     }
 }
 

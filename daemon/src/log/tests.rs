@@ -23,6 +23,8 @@ fn text_as_logrus() {
     let want = "time=\"2026-02-03T04:05:06.78Z\" level=warning msg=\"It is so\" count=3 empty= fields.level=x \
                 plain=a-._/@^+9 quoted=\"a b\\\"\\\\\\n\\x01é\\u200b\" spiffe_id=\"spiffe://a/b\"\n";
     assert_eq!(line(fields).render(LogFormat::Text), want);
+    let seconds = "time=\"2026-02-03T04:05:06Z\" level=warning msg=\"It is so\"\n";
+    assert_eq!(line(Vec::new()).render(LogFormat::Plain), seconds);
     let with_source =
         Line { source: Some(("svid".into(), "a.rs:7".into())), ..line(vec![("file", "f".into())]) };
     let want = "time=\"2026-02-03T04:05:06.78Z\" level=warning msg=\"It is so\" func=svid file=\"a.rs:7\" fields.file=f\n";

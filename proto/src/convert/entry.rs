@@ -115,7 +115,7 @@ fn spiffe_id(entry: &types::Entry, trust_domain: &TrustDomain) -> Result<SpiffeI
 
 fn dns_names(entry: &types::Entry) -> Result<Vec<String>, ConvertError> {
     for name in &entry.dns_names {
-        check_dns_name(name).map_err(|rule| EntryError::DnsName { name: name.clone(), rule })?;
+        check_dns_name(name).map_err(EntryError::DnsName)?;
     }
     Ok(entry.dns_names.clone())
 }

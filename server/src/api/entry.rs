@@ -6,7 +6,8 @@ use futures_util::Stream;
 use svid_core::entry::EntryId;
 use svid_core::id::TrustDomain;
 use svid_proto::convert::{
-    EntryFields, apply_entry_mask, entry_to_wire, member_id, selectors_from_wire, set_match, workload_id,
+    ConvertError, EntryFields, apply_entry_mask, entry_to_wire, member_id, selectors_from_wire, set_match,
+    workload_id,
 };
 use svid_proto::spire::api::server::entry::v1::{self as wire, entry_server::Entry};
 use svid_proto::spire::api::types;
@@ -138,13 +139,21 @@ fn item_failed(call: &Call, code: Code, message: &str, inner: &dyn std::fmt::Dis
     item(&status)
 }
 
+/// The answer to a malformed entry. Some rules are the datastore's in SPIRE, and say so.
+fn refused(call: &Call, by_datastore: &str, error: &ConvertError) -> types::Status {
+    let message = match error {
+        ConvertError::Entry(rule) if rule.is_of_datastore() => by_datastore,
+        _ => "failed to convert entry",
+    };
+    item_failed(call, Code::InvalidArgument, message, error)
+}
+
 impl EntryApi {
-    fn checked(&self, entry: &types::Entry) -> Result<CreateEntry, String> {
-        let spec =
-            EntryFields::spec_from_wire(entry, &self.0.trust_domain).map_err(|error| error.to_string())?;
+    fn checked(&self, entry: &types::Entry) -> Result<CreateEntry, ConvertError> {
+        let spec = EntryFields::spec_from_wire(entry, &self.0.trust_domain)?;
         let id = match entry.id.as_str() {
             "" => None,
-            id => Some(id.parse::<EntryId>().map_err(|error| error.to_string())?),
+            id => Some(id.parse::<EntryId>()?),
         };
         Ok(CreateEntry { id, spec })
     }
@@ -153,10 +162,9 @@ impl EntryApi {
         &self,
         entry: &types::Entry,
         mask: Option<&types::EntryMask>,
-    ) -> Result<UpdateEntry, String> {
-        let id = entry.id.parse::<EntryId>().map_err(|error| error.to_string())?;
-        let fields =
-            EntryFields::from_wire(entry, mask, &self.0.trust_domain).map_err(|error| error.to_string())?;
+    ) -> Result<UpdateEntry, ConvertError> {
+        let id = entry.id.parse::<EntryId>()?;
+        let fields = EntryFields::from_wire(entry, mask, &self.0.trust_domain)?;
         Ok(UpdateEntry { id, patch: patch(fields) })
     }
 }
@@ -181,7 +189,9 @@ fn patch(fields: EntryFields) -> EntryPatch {
 }
 
 /// Splits a batch into what passed its checks, with its place, and the places of the others with their errors.
-fn split<T, G>(items: &[T], check: impl Fn(&T) -> Result<G, String>) -> (Vec<G>, Vec<Option<String>>) {
+type Checked<G, E> = (Vec<G>, Vec<Option<E>>);
+
+fn split<T, G, E>(items: &[T], check: impl Fn(&T) -> Result<G, E>) -> Checked<G, E> {
     let mut good = Vec::with_capacity(items.len());
     let mut errors = Vec::with_capacity(items.len());
     for item in items {
@@ -275,9 +285,7 @@ impl Entry for EntryApi {
         let mut results = Vec::with_capacity(errors.len());
         for (entry, error) in request.entries.iter().zip(errors) {
             let (status, created) = match error {
-                Some(error) => {
-                    (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None)
-                }
+                Some(error) => (refused(&call, "failed to create entry: datastore-validation", &error), None),
                 None => created(&call, stored.next().unwrap_or(Err(VANISHED)), request.output_mask.as_ref()),
             };
             call.audit_item(Code::from(status.code), &status.message, |fields| audit_entry(fields, entry));
@@ -298,9 +306,7 @@ impl Entry for EntryApi {
         let mut results = Vec::with_capacity(errors.len());
         for (entry, error) in request.entries.iter().zip(errors) {
             let (status, updated) = match error {
-                Some(error) => {
-                    (item_failed(&call, Code::InvalidArgument, "failed to convert entry", &error), None)
-                }
+                Some(error) => (refused(&call, "failed to update entry: datastore-validation", &error), None),
                 None => updated(&call, stored.next().unwrap_or(Err(VANISHED)), request.output_mask.as_ref()),
             };
             call.audit_item(Code::from(status.code), &status.message, |fields| audit_entry(fields, entry));

@@ -90,10 +90,29 @@ fn refused(kind: AuthorityKind, change: Change, error: &CaError) -> Status {
         Change::Revoke => "revoke",
     };
     match error {
-        CaError::NotPrepared => Status::internal(error.to_string()),
-        CaError::RevokeCurrent => Status::invalid_argument(format!("invalid authority ID: {error}")),
+        CaError::NotPrepared => Status::internal(format!("{error}: unsupported local authority status: OLD")),
+        CaError::NotOld(_) if change == Change::Taint => {
+            Status::invalid_argument(format!("{error}: unsupported local authority status: PREPARED"))
+        }
+        error if change == Change::Revoke => refused_revocation(kind, error),
         error => status::ca(&format!("failed to {verb} {kind} authority"), error),
     }
+}
+
+/// Revocation has sentences of its own.
+fn refused_revocation(kind: AuthorityKind, error: &CaError) -> Status {
+    let why = match (kind, error) {
+        (_, CaError::AuthorityIdMissing | CaError::RevokeCurrent) => error.to_string(),
+        (AuthorityKind::X509, CaError::AuthorityIdUnexpected | CaError::NotOld(_)) => {
+            "only Old local authority can be revoked".to_owned()
+        }
+        (AuthorityKind::Jwt, CaError::NotOld(_)) => "unable to use a prepared key".to_owned(),
+        (AuthorityKind::Jwt, CaError::AuthorityIdUnexpected) => {
+            "no JWT authority found with provided authority ID".to_owned()
+        }
+        _ => return status::ca(&format!("failed to revoke {kind} authority"), error),
+    };
+    Status::invalid_argument(format!("invalid authority ID: {why}"))
 }
 
 /// `rpc(kind, change) name, Request -> Response { field };`

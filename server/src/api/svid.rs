@@ -179,7 +179,9 @@ fn refuse_wildcard_overlap(names: &[String]) -> Result<(), Status> {
     };
     for wildcard in names.iter().filter_map(|name| name.strip_prefix("*.")) {
         if let Some(name) = names.iter().find(|name| covered(wildcard, name)) {
-            let text = format!("name overlap: \"*.{wildcard}\" covers {name:?}");
+            let text = format!(
+                "name {name:?} overlaps with an existing wildcard name in the list: wildcard overlap"
+            );
             return Err(invalid(
                 "CSR DNS name contains a wildcard that covers another non-wildcard name",
                 text,

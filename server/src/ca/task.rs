@@ -74,9 +74,9 @@ impl Manager {
         let state = self.state.state(kind);
         match state.prepared.or(state.old) {
             _ if id.is_empty() => Err(CaError::AuthorityIdMissing),
-            Some(next) if next.authority_id != id => Err(CaError::AuthorityIdUnexpected),
-            Some(next) if next.status == Status::Prepared => Ok(()),
-            Some(_) | None => Err(CaError::NotPrepared),
+            Some(next) if next.authority_id == id && next.status == Status::Prepared => Ok(()),
+            Some(next) if next.authority_id == id => Err(CaError::NotPrepared),
+            Some(_) | None => Err(CaError::AuthorityIdUnexpected),
         }
     }
 

@@ -58,7 +58,10 @@ impl State {
     }
 
     fn fits_selectors(&self, numbers: &[u32], filter: Option<&(SelectorSet, SetMatch)>) -> bool {
-        filter.is_none_or(|(want, how)| how.matches(&self.selectors.set(numbers.iter().copied()), want))
+        // SPIRE's query joins: who has none is in no subset.
+        filter.is_none_or(|(want, how)| {
+            !numbers.is_empty() && how.matches(&self.selectors.set(numbers.iter().copied()), want)
+        })
     }
 
     fn fits_domains(&self, entry: &Packed, filter: Option<&(Vec<TrustDomain>, SetMatch)>) -> bool {
@@ -68,7 +71,7 @@ impl State {
         let want: BTreeSet<&TrustDomain> = want.iter().collect();
         match how {
             SetMatch::Exact => stored == want,
-            SetMatch::Subset => stored.is_subset(&want),
+            SetMatch::Subset => !stored.is_empty() && stored.is_subset(&want),
             SetMatch::Superset => stored.is_superset(&want),
             SetMatch::Any => !stored.is_disjoint(&want),
         }

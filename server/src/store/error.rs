@@ -21,10 +21,10 @@ pub enum StoreError {
     #[error("{0}")]
     Invalid(#[from] EntryError),
     /// An entry federates with a trust domain that has no bundle.
-    #[error("unable to find federated bundle {0:?}")]
+    #[error("unable to find federated bundle \"spiffe://{0}\"")]
     FederatedBundleMissing(TrustDomain),
     /// A bundle cannot be deleted in restrict mode while entries federate with it. Holds their number.
-    #[error("cannot delete bundle; federated with {0} registration entries")]
+    #[error("datastore-sql: cannot delete bundle; federated with {0} registration entries")]
     BundleInUse(u64),
     /// The join token is unknown or was used before.
     #[error("join token does not exist or has already been used")]
