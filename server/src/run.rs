@@ -46,16 +46,16 @@ pub enum RunError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The database cannot be used.
-    #[error("datastore: {0}")]
+    #[error("datastore")]
     Store(#[source] StoreError),
     /// The state cannot be loaded.
     #[error("the directory cannot be loaded")]
     Directory(#[from] Unavailable),
     /// The authority cannot start.
-    #[error("the CA cannot start: {0}")]
+    #[error("the CA cannot start")]
     Ca(#[from] CaError),
     /// A plugin cannot be configured.
-    #[error("{kind} {name:?}: {source}")]
+    #[error("{kind} {name:?}")]
     Plugin {
         /// The plugin's type.
         kind: &'static str,
@@ -64,11 +64,14 @@ pub enum RunError {
         /// What it said.
         source: PluginError,
     },
+    /// The metrics listener's TLS cannot be set up.
+    #[error(transparent)]
+    ScrapeTls(#[from] svid_daemon::tls::ScrapeTlsError),
     /// The TLS configuration cannot be built.
-    #[error("TLS: {0}")]
+    #[error("the TLS configuration cannot be built")]
     Tls(#[from] svid_daemon::tls::TlsError),
     /// An address cannot be listened at.
-    #[error("unable to listen at {address}: {source}")]
+    #[error("unable to listen at {address}")]
     Listen {
         /// The address.
         address: String,
@@ -76,13 +79,13 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The admin socket cannot be made.
-    #[error("unable to create the admin socket: {0}")]
+    #[error("unable to create the admin socket")]
     Socket(#[from] BindError),
     /// gRPC ended by itself.
     #[error("the gRPC server ended")]
     Grpc(#[from] tonic::transport::Error),
     /// A file in the data directory cannot be used.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     File {
         /// The file.
         path: String,
@@ -90,7 +93,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The system refused something.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     System {
         /// What was wanted.
         what: &'static str,
@@ -113,7 +116,7 @@ pub fn run(flags: RunFlags) -> ExitCode {
     let (config, log) = match prepare(&flags) {
         Ok(prepared) => prepared,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", svid_daemon::log::chain(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -201,11 +204,12 @@ async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) 
     let metrics = telemetry::metrics(&config);
     let server_id = parts::server_id(&config.data_dir)?;
     let store = parts::open_store(&config).await?;
+    store.count_into(&metrics);
     let holder = parts::claim(&store, &config, &server_id, &clock).await?;
     let (directory, following) = Directory::start(store.clone(), &config.trust_domain, clock.clone()).await?;
     spawn("the directory", stop, following.run());
     let attestors = parts::attestors(&config, &directory, &clock);
-    let ca = start_ca(&config, &store, &server_id, &clock, stop).await?;
+    let ca = start_ca(&config, &store, &server_id, &clock, &metrics, stop).await?;
     directory.caught_up().await?; // the new authorities are in the view before anybody asks
     spawn("housekeeping", stop, parts::housekeeping(&config, &store, &clock));
     spawn("the heartbeat", stop, parts::heartbeat(store.clone(), server_id.clone(), holder, clock.clone()));
@@ -216,6 +220,8 @@ async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) 
         ca,
         clock,
         limits: api::ratelimit::Limits::new(config.ratelimit),
+        waits: RpcMetrics::waits(&metrics),
+        max_stale: config.max_stale,
         attestors,
         agent_spiffe_id_as_selector: config.agent_spiffe_id_as_selector,
         log,
@@ -232,12 +238,14 @@ async fn start_ca(
     store: &Store,
     server_id: &str,
     clock: &Clock,
+    metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<Ca, RunError> {
-    let keys = parts::key_manager(config)?;
+    let keys = parts::key_manager(config, metrics)?;
     let upstream = parts::upstream(config, clock)?;
     let stored = Arc::new(StoredCa::new(store.clone(), config.trust_domain.clone(), server_id.to_owned()));
-    let (ca, rotating) = Ca::start(parts::ca_config(config), keys, upstream, stored, clock.clone()).await?;
+    let (ca, rotating) =
+        Ca::start(parts::ca_config(config, metrics), keys, upstream, stored, clock.clone()).await?;
     spawn("the CA rotation", stop, rotating);
     Ok(ca)
 }
@@ -261,6 +269,7 @@ async fn endpoints(
         context.clock.clone(),
         config.admin_ids.iter().cloned(),
         config.audit_log_enabled,
+        config.max_stale,
         RpcMetrics::new(metrics),
     ));
     let local = if config.audit_log_enabled { caller::audited_local_peer } else { caller::local_peer };

@@ -159,7 +159,7 @@ async fn an_entry_becomes_an_svid_until_the_agent_is_banned() {
     let mut entries = EntryClient::new(channel.clone());
     let sync = tokio_stream::once(entry::SyncAuthorizedEntriesRequest::default());
     let mut answers = entries.sync_authorized_entries(sync).await.unwrap().into_inner();
-    assert_eq!(answers.message().await.unwrap().unwrap().entries, [created.clone()]);
+    assert_eq!(answers.message().await.unwrap().unwrap().entries, std::slice::from_ref(&created));
     let listed =
         entries.list_entries(entry::ListEntriesRequest::default()).await.expect_err("an agent is no admin");
     assert_eq!(listed.code(), Code::PermissionDenied);

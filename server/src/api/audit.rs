@@ -158,3 +158,6 @@ impl Call {
 pub fn hash_hex(bytes: &[u8]) -> String {
     hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }
+
+#[cfg(test)]
+mod tests;

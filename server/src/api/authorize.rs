@@ -6,10 +6,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use svid_core::clock::Clock;
 use svid_core::id::SpiffeId;
+use svid_daemon::metrics::on_end;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -30,25 +31,31 @@ pub struct Gate {
     clock: Clock,
     admin_ids: HashSet<SpiffeId>,
     audit: bool,
+    max_stale: Duration,
     metrics: RpcMetrics,
 }
 
 impl Gate {
-    /// A gate that lets `admin_ids` in as admins.
+    /// A gate that lets `admin_ids` in as admins. Without the database, callers over TCP are served from memory for
+    /// `max_stale` at most.
     pub fn new(
         directory: Directory,
         clock: Clock,
         admin_ids: impl IntoIterator<Item = SpiffeId>,
         audit: bool,
+        max_stale: Duration,
         metrics: RpcMetrics,
     ) -> Self {
-        Self { directory, clock, admin_ids: admin_ids.into_iter().collect(), audit, metrics }
+        Self { directory, clock, admin_ids: admin_ids.into_iter().collect(), audit, max_stale, metrics }
     }
 
     /// The decision, in SPIRE's order: any, local, configured admin, entries of the caller's ID, agent.
     async fn admit(&self, method: &'static Method, peer: Peer) -> Result<Call, (Status, Peer)> {
         let callers = method.callers;
         let admit = |peer, role, via| Ok(self.call(method, peer, role, via));
+        if matches!(peer, Peer::Tls { .. }) && self.directory.staleness() > self.max_stale {
+            return Err((too_stale(), peer));
+        }
         if callers.include(Callers::ANY) {
             return admit(peer, Role::Nobody, "");
         }
@@ -101,8 +108,14 @@ impl Gate {
         }
     }
 
-    /// What is done once the answer's head is there: its status to the log, the audit line, the metrics.
-    fn finished(&self, method: &Method, call: &Call, response: &http::Response<Body>, since: Instant) {
+    /// What is done once the answer's head is there: its status to the log, the audit line; and at its end the metrics.
+    fn finished(
+        self: Arc<Self>,
+        method: &'static Method,
+        call: &Call,
+        response: http::Response<Body>,
+        since: Instant,
+    ) -> http::Response<Body> {
         let status = Status::from_header_map(response.headers());
         let (code, message) =
             status.as_ref().map_or((Code::Ok, ""), |status| (status.code(), status.message()));
@@ -110,12 +123,20 @@ impl Gate {
             log_failed(method, &call.peer, code, message);
         }
         call.audit_call(code, message);
-        self.metrics.record(method, code, since.elapsed());
+        if !self.metrics.is_enabled() {
+            return response;
+        }
+        on_end(response, Code::Cancelled, move |code| self.metrics.record(method, code, since.elapsed()))
     }
 }
 
 fn denied_text(method: &Method) -> String {
     format!("authorization denied for method {}", method.path)
+}
+
+/// What memory holds may no longer be true.
+fn too_stale() -> Status {
+    Status::unavailable("the server has not reached its database for too long; try again")
 }
 
 fn denied(method: &Method) -> Status {
@@ -232,16 +253,17 @@ where
                     let call = Arc::new(call);
                     request.extensions_mut().insert(call.clone());
                     let response = inner.call(request).await?;
-                    gate.finished(method, &call, &response, since);
-                    Ok(response)
+                    Ok(gate.finished(method, &call, response, since))
                 }
                 Err((status, peer)) => {
                     let response = status.into_http();
                     let call = gate.call(method, peer, Role::Nobody, "");
-                    gate.finished(method, &call, &response, since);
-                    Ok(response)
+                    Ok(gate.finished(method, &call, response, since))
                 }
             }
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

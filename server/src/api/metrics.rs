@@ -2,53 +2,47 @@
 
 use std::time::Duration;
 
-use svid_daemon::metrics::{Call, Metrics};
+use svid_daemon::metrics::{Call, Metrics, code_name};
 use tonic::Code;
 
-use super::table::{METHODS, Method};
+use super::table::{LimitGroup, METHODS, Method};
 
-/// One counter and one timing for each RPC, kept so that a call looks nothing up.
-#[derive(Clone, Debug)]
-pub struct RpcMetrics(Vec<Call>);
+/// One counter and one timing for each RPC, kept so that a call looks nothing up. Without a sink there are none.
+#[derive(Clone, Debug, Default)]
+pub struct RpcMetrics(Vec<Option<Call>>);
 
 impl RpcMetrics {
-    /// Counters in `metrics`.
+    /// `rpc.<service>.<method>`: whole calls.
     pub fn new(metrics: &Metrics) -> Self {
+        Self::of(metrics, "rpc", |_| true)
+    }
+
+    /// `rateLimit.<service>.<method>`: the waits of methods that have a limit.
+    pub fn waits(metrics: &Metrics) -> Self {
+        Self::of(metrics, "rateLimit", |method| method.limit != LimitGroup::Unlimited)
+    }
+
+    fn of(metrics: &Metrics, first: &str, counts: impl Fn(&Method) -> bool) -> Self {
+        if !metrics.is_enabled() {
+            return Self::default();
+        }
         let call = |method: &Method| {
             let key = method.metric_key();
-            let parts: Vec<&str> = ["rpc"].into_iter().chain(key.split('.')).collect();
-            metrics.call(&parts)
+            let parts: Vec<&str> = [first].into_iter().chain(key.split('.')).collect();
+            counts(method).then(|| metrics.call(&parts))
         };
         Self(METHODS.iter().map(call).collect())
     }
 
+    /// Whether anything is counted.
+    pub fn is_enabled(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Counts one finished call.
     pub fn record(&self, method: &Method, code: Code, elapsed: Duration) {
-        if let Some(call) = self.0.get(method.index) {
+        if let Some(Some(call)) = self.0.get(method.index) {
             call.done(code_name(code), elapsed);
         }
-    }
-}
-
-/// gRPC's name of a code, as Go prints it.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }

@@ -21,7 +21,7 @@ pub mod table;
 pub mod trustdomain;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
@@ -30,13 +30,14 @@ use svid_proto::grpc::health::v1::health_server::HealthServer;
 use svid_proto::spire::api::server as spire;
 use svid_proto::svid as ours;
 use tonic::service::Routes;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::attest::Attestors;
 use crate::ca::Ca;
 use crate::directory::Directory;
 use crate::store::Store;
 use caller::{Call, PeerCert};
+use metrics::RpcMetrics;
 use ratelimit::Limits;
 
 /// Largest message that is read: gRPC's own default. Admin tools may send bigger ones over the local socket.
@@ -58,6 +59,10 @@ pub struct Context {
     pub clock: Clock,
     /// Limits by address.
     pub limits: Limits,
+    /// Counts waits for them.
+    pub waits: RpcMetrics,
+    /// Longest time that memory alone may answer.
+    pub max_stale: Duration,
     /// The node attestors by name.
     pub attestors: Attestors,
     /// An agent's ID becomes one of its selectors.
@@ -106,13 +111,16 @@ impl Context {
     /// `ResourceExhausted` with SPIRE's sentence.
     async fn limit(&self, call: &Call, count: usize, what: &str) -> Result<(), Status> {
         let Some(address) = call.peer.ip() else { return Ok(()) };
-        let wait = self.limits.take(call.method.limit, address, count).map_err(|error| {
-            Status::resource_exhausted(format!("rejecting request due to {what}: {error}"))
-        })?;
+        let taken = self.limits.take(call.method.limit, address, count);
+        let wait = taken.unwrap_or_default();
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        Ok(())
+        let code = if taken.is_ok() { Code::Ok } else { Code::ResourceExhausted };
+        self.waits.record(call.method, code, wait);
+        taken
+            .map(drop)
+            .map_err(|error| Status::resource_exhausted(format!("rejecting request due to {what}: {error}")))
     }
 
     fn now_unix(&self) -> i64 {

@@ -19,6 +19,10 @@ service!(StatusApi);
 /// Entries that end within a day are worth a look.
 const SOON: i64 = 24 * 3600;
 
+fn seconds(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
@@ -106,6 +110,12 @@ impl StatusApi {
         if !database.reachable {
             warnings.push("the database cannot be reached: changes and attestations are refused".to_owned());
         }
+        if database.stale_s > database.max_stale_s {
+            warnings.push(format!(
+                "memory was not compared with the database for {} s, more than max_stale ({} s): nobody is served over TCP",
+                database.stale_s, database.max_stale_s
+            ));
+        }
         let health = self.0.ca.rotation_health();
         if let Some(error) = &health.last_error {
             warnings.push(format!("the CA rotation failed {} times in a row: {error}", health.failures));
@@ -139,13 +149,14 @@ impl StatusService for StatusApi {
         let database = wire::DatabaseStatus {
             kind: "sqlite3".into(),
             reachable: context.store.ping().await.is_ok(),
-            ..Default::default()
+            stale_s: seconds(directory.staleness()),
+            max_stale_s: seconds(context.max_stale),
         };
         let bundles = directory.list_bundles();
         Ok(Response::new(wire::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").into(),
             trust_domain: context.trust_domain.to_string(),
-            uptime_s: i64::try_from(context.started.elapsed().as_secs()).unwrap_or(i64::MAX),
+            uptime_s: seconds(context.started.elapsed()),
             server_id: context.server_id.clone(),
             log_position: Some(position_to_wire(&directory.position())),
             agents_count: nodes(&NodeFilter::default()),

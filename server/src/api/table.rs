@@ -69,7 +69,9 @@ impl Method {
     /// SPIRE's metric key without the leading `rpc`: `agent.v1.agent.attest_agent`.
     pub fn metric_key(&self) -> String {
         let mut key = String::new();
-        for part in self.service.split('.').chain([self.name]) {
+        // SPIRE shortens the name of this one service.
+        let service = self.service.strip_prefix("logger.v1.").unwrap_or(self.service);
+        for part in service.split('.').chain([self.name]) {
             if !key.is_empty() {
                 key.push('.');
             }
@@ -79,15 +81,14 @@ impl Method {
     }
 }
 
-/// PascalCase to snake_case as SPIRE does it: a word begins at an upper-case letter that follows a lower-case
-/// one, or that a lower-case one follows; digits begin no word.
+/// PascalCase to snake_case as SPIRE does it: a word begins at an upper-case letter with a lower-case one before or
+/// behind it.
 fn snake_case(name: &str, out: &mut String) {
     let chars: Vec<char> = name.chars().collect();
     for (at, char) in chars.iter().enumerate() {
         let after_lower = at > 0 && chars[at - 1].is_lowercase();
         let before_lower = at > 0 && chars.get(at + 1).is_some_and(|next| next.is_lowercase());
-        let after_digit = at > 0 && chars[at - 1].is_ascii_digit();
-        if char.is_uppercase() && (after_lower || (before_lower && !after_digit)) {
+        if char.is_uppercase() && (after_lower || before_lower) {
             out.push('_');
         }
         out.extend(char.to_lowercase());
@@ -269,5 +270,10 @@ mod tests {
         assert_eq!(key("/spire.api.server.agent.v1.Agent/AttestAgent"), "agent.v1.agent.attest_agent");
         assert_eq!(key("/spire.api.server.svid.v1.SVID/BatchNewX509SVID"), "svid.v1.svid.batch_new_x509svid");
         assert_eq!(key("/grpc.health.v1.Health/Check"), "health.check");
+        assert_eq!(key("/spire.api.server.logger.v1.Logger/GetLogger"), "logger.get_logger");
+        assert_eq!(
+            key("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority"),
+            "localauthority.v1.local_authority.taint_x509_authority"
+        );
     }
 }

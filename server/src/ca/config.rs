@@ -5,6 +5,7 @@ use std::time::Duration;
 use svid_core::id::TrustDomain;
 use svid_core::key::KeyType;
 pub use svid_core::x509::CaSubject;
+use svid_daemon::metrics::Metrics;
 
 use super::rotation::{ACTIVATE_CAP, ACTIVATE_DIVISOR};
 
@@ -38,6 +39,8 @@ pub struct CaConfig {
     pub default_jwt_svid_ttl: Duration,
     /// Life of agents' SVIDs (`agent_ttl`), else that of X.509-SVIDs.
     pub agent_ttl: Option<Duration>,
+    /// Counts what is signed and rotated.
+    pub metrics: Metrics,
 }
 
 impl CaConfig {
@@ -54,6 +57,7 @@ impl CaConfig {
             default_x509_svid_ttl: DEFAULT_X509_SVID_TTL,
             default_jwt_svid_ttl: DEFAULT_JWT_SVID_TTL,
             agent_ttl: None,
+            metrics: Metrics::disabled(),
         }
     }
 

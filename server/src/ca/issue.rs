@@ -114,7 +114,9 @@ impl Ca {
             not_after_limit: request.not_after_limit,
         };
         let snapshot = self.snapshot();
-        Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
+        let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign()?;
+        self.metrics.x509_svid.add(1);
+        Ok(svid)
     }
 
     /// Checks an agent's SVID and draws its serial, so that the caller can store it before [`Prepared::sign`].
@@ -136,7 +138,10 @@ impl Ca {
             subject: Subject::Spire,
             not_after_limit: None,
         };
-        Ok(authority.prepare(template, now)?)
+        let prepared = authority.prepare(template, now)?;
+        // The signature that follows fails only with the process.
+        self.metrics.x509_svid.add(1);
+        Ok(prepared)
     }
 
     /// Signs an X509-SVID without an entry, with the names and the subject of its CSR.
@@ -158,7 +163,9 @@ impl Ca {
             not_after_limit: None,
         };
         let snapshot = self.snapshot();
-        Ok(snapshot.x509_authority(now)?.prepare(template, now)?.sign()?)
+        let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign()?;
+        self.metrics.x509_svid.add(1);
+        Ok(svid)
     }
 
     /// Signs an intermediate CA for a nested server. `ttl` zero asks for as long as `ca_ttl`; it ends with its entry or its authority at the latest.
@@ -175,6 +182,7 @@ impl Ca {
         let template = CaTemplate { trust_domain: self.config.trust_domain.clone(), public_key, ttl };
         let snapshot = self.snapshot();
         let chain = snapshot.x509_authority(now)?.issue_downstream_ca(template, now)?;
+        self.metrics.x509_ca_svid.add(1);
         Ok(DownstreamCa { chain: chain.to_ders() })
     }
 
@@ -190,7 +198,9 @@ impl Ca {
         let snapshot = self.snapshot();
         let key = snapshot.jwt_authority(now)?;
         let jti = request.include_jti.then(new_jti);
-        Ok(sign_jwt_svid(key, request.id, request.audience, ttl, now, jti.as_deref())?)
+        let svid = sign_jwt_svid(key, request.id, request.audience, ttl, now, jti.as_deref())?;
+        self.metrics.jwt_svid.add(1);
+        Ok(svid)
     }
 
     /// Signs an SVID that nobody gets, to see whether signing works.

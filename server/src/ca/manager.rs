@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::clock_guard::ClockGuard;
 use super::journal::Journal;
 use super::load::Loader;
+use super::metrics::{CaMetrics, outcome};
 use super::prepare::{self, Minted};
 use super::rotation::{Step, next_step};
 use super::slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Status};
@@ -58,6 +59,7 @@ pub(super) struct Manager {
     journal: Journal,
     pub(super) state: CaSnapshot,
     published: watch::Sender<Arc<CaSnapshot>>,
+    pub(super) metrics: Arc<CaMetrics>,
 }
 
 impl Manager {
@@ -92,8 +94,20 @@ impl Manager {
         state.note_tainted(bundle.as_ref());
         let published = watch::Sender::new(Arc::new(state.clone()));
         let guard = ClockGuard::new(now);
-        let manager =
-            Self { config, keys, upstream, store, clock, guard, last_prune: None, journal, state, published };
+        let metrics = Arc::new(CaMetrics::new(&config.metrics, &config.trust_domain));
+        let manager = Self {
+            config,
+            keys,
+            upstream,
+            store,
+            clock,
+            guard,
+            last_prune: None,
+            journal,
+            state,
+            published,
+            metrics,
+        };
         manager.log_loaded(now);
         Ok(manager)
     }
@@ -102,7 +116,14 @@ impl Manager {
         for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
             if let Some(info) = self.state.state(kind).active {
                 log::activated(kind, &info, &self.config.trust_domain, now);
+                self.show_active(kind, &info, now);
             }
+        }
+    }
+
+    fn show_active(&self, kind: AuthorityKind, info: &AuthorityInfo, now: SystemTime) {
+        if kind == AuthorityKind::X509 {
+            self.metrics.shows_active(info, now);
         }
     }
 
@@ -193,10 +214,13 @@ impl Manager {
     }
 
     pub(super) async fn prepare(&mut self, kind: AuthorityKind) -> Result<AuthorityInfo, CaError> {
-        let info = match kind {
-            AuthorityKind::X509 => self.prepare_x509().await?,
-            AuthorityKind::Jwt => self.prepare_jwt().await?,
+        let begun = Instant::now();
+        let prepared = match kind {
+            AuthorityKind::X509 => self.prepare_x509().await,
+            AuthorityKind::Jwt => self.prepare_jwt().await,
         };
+        self.metrics.prepare(kind).done(outcome(&prepared), begun.elapsed());
+        let info = prepared?;
         self.publish();
         log::prepared(kind, &info, self.upstream.is_none());
         Ok(info)
@@ -263,7 +287,10 @@ impl Manager {
         };
         let info = self.state.state(kind).active.filter(|_| activated).ok_or(CaError::NotPrepared)?;
         self.publish();
-        log::activated(kind, &info, &self.config.trust_domain, self.clock.now());
+        let now = self.clock.now();
+        log::activated(kind, &info, &self.config.trust_domain, now);
+        self.metrics.activated(kind);
+        self.show_active(kind, &info, now);
         Ok(info)
     }
 
@@ -296,8 +323,15 @@ impl Manager {
             return;
         }
         let Some(before) = now.checked_sub(PRUNE_SAFETY) else { return };
-        match self.store.prune_bundle(before).await {
-            Ok(true) => tracing::debug!("Expired certificates were successfully pruned from bundle"),
+        let begun = Instant::now();
+        let pruned = self.store.prune_bundle(before).await;
+        let status = if pruned.is_ok() { "OK" } else { "Unknown" };
+        self.metrics.prune.done(status, begun.elapsed());
+        match pruned {
+            Ok(true) => {
+                self.metrics.pruned.add(1);
+                tracing::debug!("Expired certificates were successfully pruned from bundle");
+            }
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "Could not prune CA certificates"),
         }

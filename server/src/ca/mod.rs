@@ -12,6 +12,7 @@ mod journal;
 mod load;
 mod log;
 mod manager;
+mod metrics;
 mod prepare;
 mod rotation;
 mod server_svid;
@@ -44,6 +45,7 @@ pub use store::{CaStore, CaStoreError};
 pub use store_adapter::StoredCa;
 
 use manager::{Command, Manager, Operation};
+use metrics::CaMetrics;
 
 /// The rotation task: runs until dropped, and loses nothing when it is.
 pub type CaTask = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -55,6 +57,7 @@ pub struct Ca {
     snapshots: watch::Receiver<Arc<CaSnapshot>>,
     identity: watch::Receiver<Arc<ServerIdentity>>,
     commands: mpsc::Sender<Command>,
+    metrics: Arc<CaMetrics>,
 }
 
 impl Ca {
@@ -75,11 +78,13 @@ impl Ca {
         let config = Arc::new(config);
         let (commands, inbox) = mpsc::channel(16);
         let mut manager = Manager::load(config.clone(), keys, upstream, store, clock.clone()).await?;
+        let metrics = manager.metrics.clone();
         manager.first_rotation().await?;
         let snapshots = manager.subscribe();
-        let (rotator, identity) = server_svid::start(config.clone(), snapshots.clone(), clock.now())?;
+        let (rotator, identity) =
+            server_svid::start(config.clone(), snapshots.clone(), metrics.clone(), clock.now())?;
         let task: CaTask = Box::pin(task::run(manager, rotator, inbox));
-        Ok((Self { config, snapshots, identity, commands }, task))
+        Ok((Self { config, snapshots, identity, commands, metrics }, task))
     }
 
     /// The settings.

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use svid_core::key::LocalKey;
 use svid_core::x509::{IssueError, LeafTemplate, PublicKey, Subject, X509Svid};
 use tokio::sync::watch;
 
+use super::metrics::{CaMetrics, outcome};
 use super::{CaConfig, CaError, CaSnapshot};
 
 /// After an authority was prepared, agents get this long to learn of it before the server shows itself with it.
@@ -38,17 +39,20 @@ pub(super) struct Rotator {
     config: Arc<CaConfig>,
     snapshots: watch::Receiver<Arc<CaSnapshot>>,
     identity: watch::Sender<Arc<ServerIdentity>>,
+    metrics: Arc<CaMetrics>,
 }
 
 /// The first identity, and what replaces it.
 pub(super) fn start(
     config: Arc<CaConfig>,
     snapshots: watch::Receiver<Arc<CaSnapshot>>,
+    metrics: Arc<CaMetrics>,
     now: SystemTime,
 ) -> Result<(Rotator, watch::Receiver<Arc<ServerIdentity>>), CaError> {
     let first = make(&config, &snapshots.borrow(), now)?;
     let (identity, receiver) = watch::channel(Arc::new(first));
-    Ok((Rotator { config, snapshots, identity }, receiver))
+    metrics.x509_svid.add(1);
+    Ok((Rotator { config, snapshots, identity, metrics }, receiver))
 }
 
 impl Rotator {
@@ -60,8 +64,12 @@ impl Rotator {
             return Some(due);
         }
         tracing::debug!("Rotating server SVID");
-        match make(&self.config, &snapshot, now) {
+        let begun = Instant::now();
+        let made = make(&self.config, &snapshot, now);
+        self.metrics.rotate_svid.done(outcome(&made), begun.elapsed());
+        match made {
             Ok(next) => {
+                self.metrics.x509_svid.add(1);
                 let due = due_at(&next, &snapshot, now);
                 self.identity.send_replace(Arc::new(next));
                 Some(due)

@@ -55,6 +55,8 @@ pub struct ServerConfig {
     pub agent_spiffe_id_as_selector: bool,
     /// Only post-quantum key exchanges on the TCP port.
     pub require_pq_kem: bool,
+    /// Without the database, memory alone may answer for this long.
+    pub max_stale: Duration,
     /// The plugins, by type.
     pub plugins: Plugins,
     /// Metrics.
@@ -200,10 +202,6 @@ fn read_file(file: &mut Reader, flags: &RunFlags) -> Option<ServerConfig> {
     let data_dir = server.as_ref().and_then(|server| server.data_dir.clone());
     let plugins = plugins::read(file, data_dir.as_deref());
     let telemetry = TelemetryConfig::read(file);
-    if telemetry.prometheus.as_ref().is_some_and(|sink| sink.tls.is_some()) {
-        // Serving in the clear what was asked to be served under TLS would be worse than not starting.
-        file.error("telemetry", "TLS for the Prometheus listener is not built into this server yet");
-    }
     let health = HealthConfig::read(file);
     if !had_plugins {
         file.error("plugins", "plugins section must be configured");

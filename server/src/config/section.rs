@@ -15,6 +15,8 @@ use super::{
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// How long memory may answer alone when the database is away.
+const MAX_STALE: Duration = HOUR;
 const NOTHING: &str = "has no effect: this server keeps its view of the database up to date by itself";
 
 /// The section with defaults filled in. What is `None` was missing, and that was recorded as a mistake.
@@ -38,6 +40,7 @@ pub(super) struct ServerSection {
 struct Experimental {
     agent_spiffe_id_as_selector: bool,
     require_pq_kem: bool,
+    max_stale: Option<Duration>,
 }
 
 pub(super) fn assemble(
@@ -61,6 +64,7 @@ pub(super) fn assemble(
         node_pruning: server.node_pruning,
         agent_spiffe_id_as_selector: server.experimental.agent_spiffe_id_as_selector,
         require_pq_kem: server.experimental.require_pq_kem,
+        max_stale: server.experimental.max_stale.unwrap_or(MAX_STALE),
         plugins,
         telemetry,
         health,
@@ -278,6 +282,7 @@ fn read_experimental(r: &mut Reader) -> Experimental {
     let experimental = Experimental {
         agent_spiffe_id_as_selector: r.bool("agent_spiffe_id_as_selector").unwrap_or_default(),
         require_pq_kem: r.bool("require_pq_kem").unwrap_or_default(),
+        max_stale: ttl(r, "max_stale"),
     };
     if r.has("event_timeout") && r.has("sql_transaction_timeout") {
         let both = "both experimental sql_transaction_timeout and event_timeout set, only set event_timeout";

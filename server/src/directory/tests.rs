@@ -156,7 +156,7 @@ struct Rig {
 impl Rig {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = StoreConfig { path: dir.path().join("datastore.sqlite3") };
+        let config = StoreConfig::at(dir.path().join("datastore.sqlite3"));
         let store = Store::open(&config, &td()).await.unwrap();
         let now = Arc::new(AtomicI64::new(100));
         let clock = {

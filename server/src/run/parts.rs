@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
-use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
+use svid_daemon::metrics::Metrics;
+use svid_keymanager::{DiskKeyManager, KeyOperation, MemoryKeyManager, ObservedKeyManager};
 use svid_plugin_api::{KeyManager, PluginError, ServerNodeAttestor, UpstreamAuthority};
 use svid_upstream_disk::{DiskConfig, UpstreamDisk};
 use svid_x509pop::X509PopServer;
@@ -53,7 +54,9 @@ pub(super) fn server_id(data_dir: &Path) -> Result<String, RunError> {
 }
 
 pub(super) async fn open_store(config: &ServerConfig) -> Result<Store, RunError> {
-    let store = StoreConfig::sqlite(&config.plugins.data_store.connection_string)?;
+    let data_store = &config.plugins.data_store;
+    let mut store = StoreConfig::sqlite(&data_store.connection_string)?;
+    store.migrate = !data_store.disable_migration;
     Ok(Store::open(&store, &config.trust_domain).await?)
 }
 
@@ -112,13 +115,27 @@ fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError
     made.map_err(|source| RunError::Plugin { kind, name, source })
 }
 
-pub(super) fn key_manager(config: &ServerConfig) -> Result<Arc<dyn KeyManager>, RunError> {
-    match &config.plugins.key_manager {
-        KeyManagerChoice::Memory => Ok(Arc::new(MemoryKeyManager::new())),
+pub(super) fn key_manager(config: &ServerConfig, metrics: &Metrics) -> Result<Arc<dyn KeyManager>, RunError> {
+    let keys: Arc<dyn KeyManager> = match &config.plugins.key_manager {
+        KeyManagerChoice::Memory => Arc::new(MemoryKeyManager::new()),
         KeyManagerChoice::Disk { keys_path } => {
-            Ok(Arc::new(plugin("KeyManager", "disk", DiskKeyManager::open(keys_path))?))
+            Arc::new(plugin("KeyManager", "disk", DiskKeyManager::open(keys_path))?)
         }
-    }
+    };
+    Ok(if metrics.is_enabled() { Arc::new(measured(keys, metrics)) } else { keys })
+}
+
+fn measured(keys: Arc<dyn KeyManager>, metrics: &Metrics) -> ObservedKeyManager {
+    let call = |name| metrics.call(&["server_key_manager", name]);
+    let (generate, get) = (call("generate_key"), call("get_public_key"));
+    let (list, sign) = (call("get_public_keys"), call("sign_data"));
+    let observer = move |operation, status: &'static str, elapsed: Duration| match operation {
+        KeyOperation::Generate => generate.done(status, elapsed),
+        KeyOperation::Get => get.done(status, elapsed),
+        KeyOperation::List => list.done(status, elapsed),
+        KeyOperation::Sign => sign.done(status, elapsed),
+    };
+    ObservedKeyManager::new(keys, Arc::new(observer))
 }
 
 pub(super) fn upstream(
@@ -162,7 +179,7 @@ fn own_roots(directory: Directory, trust_domain: TrustDomain) -> svid_x509pop::B
     })
 }
 
-pub(super) fn ca_config(config: &ServerConfig) -> CaConfig {
+pub(super) fn ca_config(config: &ServerConfig, metrics: &Metrics) -> CaConfig {
     let ca = &config.ca;
     CaConfig {
         trust_domain: config.trust_domain.clone(),
@@ -179,5 +196,6 @@ pub(super) fn ca_config(config: &ServerConfig) -> CaConfig {
         default_x509_svid_ttl: ca.default_x509_svid_ttl,
         default_jwt_svid_ttl: ca.default_jwt_svid_ttl,
         agent_ttl: config.agent_ttl,
+        metrics: metrics.clone(),
     }
 }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use svid_daemon::config::PrometheusConfig;
 use svid_daemon::health::{HealthChecker, State};
 use svid_daemon::http::{self, Answer};
 use svid_daemon::metrics::{Metrics, MetricsOptions};
+use svid_daemon::tls::{CurrentTls, TlsPolicy, scrape_tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::host_name;
+use super::tls::own_svid;
 use super::{RunError, spawn};
 use crate::api::Context;
 use crate::config::ServerConfig;
@@ -39,7 +42,7 @@ pub(super) async fn start(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    start_metrics(config, metrics, stop).await?;
+    start_metrics(config, context, metrics, stop).await?;
     start_health(config, context, stop).await
 }
 
@@ -50,10 +53,12 @@ async fn listen(host: &str, port: u16) -> Result<TcpListener, RunError> {
 
 async fn start_metrics(
     config: &ServerConfig,
+    context: &Arc<Context>,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     let Some(sink) = &config.telemetry.prometheus else { return Ok(()) };
+    let tls = metrics_tls(config, sink, context, stop)?;
     let listener = listen(&sink.host, sink.port).await?;
     if sink.host != "localhost" {
         tracing::warn!(
@@ -63,7 +68,8 @@ async fn start_metrics(
              ensure access to this port is tightly controlled"
         );
     }
-    tracing::info!(subsystem_name = "telemetry", url = %format!("http://{}:{}", sink.host, sink.port), "Starting prometheus exporter");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    tracing::info!(subsystem_name = "telemetry", url = %format!("{scheme}://{}:{}", sink.host, sink.port), "Starting prometheus exporter");
     let trust_domain = config.trust_domain.to_string();
     let labels = [("version", env!("CARGO_PKG_VERSION")), ("trust_domain_id", trust_domain.as_str())];
     metrics.set_gauge(&["started"], 1.0, &labels);
@@ -73,16 +79,32 @@ async fn start_metrics(
         content_type: "text/plain; version=0.0.4; charset=utf-8",
         body: rendered.render(),
     };
-    spawn("the metrics listener", stop, http::serve(listener, None, stop.clone(), answer));
+    spawn("the metrics listener", stop, http::serve(listener, tls, stop.clone(), answer));
     let uptime = metrics.gauge(&["uptime_in_ms"], &[]);
+    let staleness = metrics.gauge(&["directory", "staleness_seconds"], &[]);
+    let directory = context.directory.clone();
     spawn("the uptime metric", stop, async move {
         let since = std::time::Instant::now();
         loop {
             uptime.set(since.elapsed().as_secs_f64() * 1000.0);
+            staleness.set(directory.staleness().as_secs_f64());
             tokio::time::sleep(UPTIME).await;
         }
     });
     Ok(())
+}
+
+fn metrics_tls(
+    config: &ServerConfig,
+    sink: &PrometheusConfig,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+) -> Result<Option<CurrentTls>, RunError> {
+    let Some(tls) = sink.tls.clone() else { return Ok(None) };
+    let policy = TlsPolicy { require_pq_kem: config.require_pq_kem };
+    let (current, refresh) = scrape_tls(tls, policy, own_svid(context))?;
+    spawn("the metrics listener's TLS", stop, refresh);
+    Ok(Some(current))
 }
 
 async fn start_health(
@@ -132,8 +154,16 @@ fn checks(context: &Arc<Context>) -> HealthChecker {
     });
     let c = context.clone();
     checker.add("catalog.datastore", move || {
-        let store = c.store.clone();
-        async move { state(store.ping().await.map_err(|error| error.to_string())) }
+        let (store, stale) = (c.store.clone(), c.directory.staleness().as_secs());
+        let max_stale = c.max_stale.as_secs();
+        async move {
+            match store.ping().await {
+                Ok(()) => State::healthy(json!({})),
+                Err(error) => State::unhealthy(
+                    json!({ "err": error.to_string(), "stale_s": stale, "max_stale_s": max_stale }),
+                ),
+            }
+        }
     });
     checker
 }

@@ -8,7 +8,7 @@ use rustls::ServerConfig as TlsConfig;
 use svid_core::bundle::Bundle;
 use svid_core::id::TrustDomain;
 use svid_daemon::tls::{
-    BundleSource, Identity, Roots, SpiffeClientVerifier, TlsError, TlsPolicy, server_config,
+    BundleSource, Identity, OwnSvid, Roots, SpiffeClientVerifier, TlsError, TlsPolicy, server_config,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -18,10 +18,13 @@ use crate::ca::ServerIdentity;
 use crate::config::ServerConfig;
 use crate::directory::Directory;
 
+/// Bundles and what was made of them.
+type Kept = HashMap<TrustDomain, (Arc<Bundle>, Arc<Roots>)>;
+
 /// Roots as verification wants them, kept for as long as the directory has the same bundle.
 struct DirectoryRoots {
     directory: Directory,
-    kept: Mutex<HashMap<TrustDomain, (Arc<Bundle>, Arc<Roots>)>>,
+    kept: Mutex<Kept>,
 }
 
 impl BundleSource for DirectoryRoots {
@@ -40,14 +43,32 @@ impl BundleSource for DirectoryRoots {
     }
 }
 
+impl DirectoryRoots {
+    fn new(directory: Directory) -> Self {
+        Self { directory, kept: Mutex::default() }
+    }
+}
+
+/// For the metrics listener: the server's SVID and the bundles it knows.
+pub(super) fn own_svid(context: &Context) -> OwnSvid {
+    let identities = context.ca.server_identity();
+    OwnSvid {
+        identity: Box::new(move || certified(&identities.borrow().clone())),
+        bundles: Arc::new(DirectoryRoots::new(context.directory.clone())),
+    }
+}
+
+fn certified(identity: &ServerIdentity) -> Result<Identity, TlsError> {
+    let key = identity.key.private_key().secret_bytes();
+    Identity::from_pkcs8(identity.svid.chain().iter(), key)
+}
+
 fn build(
     identity: &ServerIdentity,
     verifier: &Arc<SpiffeClientVerifier>,
     policy: TlsPolicy,
 ) -> Result<Arc<TlsConfig>, TlsError> {
-    let key = identity.key.private_key().secret_bytes();
-    let identity = Identity::from_pkcs8(identity.svid.chain().iter(), key)?;
-    server_config(&identity, verifier.clone(), policy)
+    server_config(&certified(identity)?, verifier.clone(), policy)
 }
 
 /// A configuration that is replaced whenever the server's SVID is.
@@ -56,7 +77,7 @@ pub(super) fn follow(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<Arc<ArcSwap<TlsConfig>>, TlsError> {
-    let roots = DirectoryRoots { directory: context.directory.clone(), kept: Mutex::default() };
+    let roots = DirectoryRoots::new(context.directory.clone());
     let admins = config.admin_ids.iter().cloned();
     let verifier = Arc::new(SpiffeClientVerifier::new(config.trust_domain.clone(), admins, Arc::new(roots)));
     let policy = TlsPolicy { require_pq_kem: config.require_pq_kem };

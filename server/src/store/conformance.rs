@@ -74,7 +74,7 @@ fn root() -> X509Authority {
 }
 
 async fn open(dir: &Path) -> Store {
-    Store::open(&StoreConfig { path: dir.join("db") }, &td()).await.unwrap()
+    Store::open(&StoreConfig::at(dir.join("db")), &td()).await.unwrap()
 }
 
 macro_rules! cases {
@@ -404,7 +404,7 @@ async fn foreign_databases_are_refused_untouched() {
     tamper(&path, "CREATE TABLE registered_entries (id INTEGER); CREATE TABLE migrations (version INTEGER)")
         .await;
     let before = std::fs::read(&path).unwrap();
-    let text = refusal(Store::open(&StoreConfig { path: path.clone() }, &td()).await);
+    let text = refusal(Store::open(&StoreConfig::at(path.clone()), &td()).await);
     assert!(text.contains("is a database of SPIRE"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
@@ -412,7 +412,7 @@ async fn foreign_databases_are_refused_untouched() {
     let store = open(newer.path()).await;
     store.create_entries(vec![item(None, spec("/a"))], 7).await;
     let path = newer.path().join("db");
-    let renamed = Store::open(&StoreConfig { path: path.clone() }, &other()).await;
+    let renamed = Store::open(&StoreConfig::at(path.clone()), &other()).await;
     assert!(refusal(renamed).contains("entries of trust domain \"example.org\""));
     drop(store);
     tamper(
@@ -421,7 +421,7 @@ async fn foreign_databases_are_refused_untouched() {
          VALUES (9999, 'later', 1, x'00', 0)",
     )
     .await;
-    let text = refusal(Store::open(&StoreConfig { path }, &td()).await);
+    let text = refusal(Store::open(&StoreConfig::at(path), &td()).await);
     assert!(text.contains("9999, which is newer"), "{text}");
 }
 

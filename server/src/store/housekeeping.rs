@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use svid_core::clock::Clock;
 
+use super::metrics::outcome;
 use super::writer::{Tx, Write};
 use super::{PruneNodes, Store, StoreError};
 
@@ -93,7 +94,12 @@ pub async fn housekeeping(store: Store, clock: Clock, options: HousekeepingOptio
 /// # Errors
 /// What the database said; the next round goes on where this one stopped.
 pub async fn sweep(store: &Store, now: i64, options: HousekeepingOptions) -> Result<(), StoreError> {
-    let entries = store.prune_entries(now).await?;
+    let begun = Instant::now();
+    let pruned = store.prune_entries(now).await;
+    if let Some(metrics) = store.metrics() {
+        metrics.prune_entries.done(outcome(&pruned), begun.elapsed());
+    }
+    let entries = pruned?;
     if entries > 0 {
         tracing::info!(count = entries, "Pruned expired registration entries");
     }
@@ -102,9 +108,13 @@ pub async fn sweep(store: &Store, now: i64, options: HousekeepingOptions) -> Res
     let Some(after) = options.prune_nodes_after else { return Ok(()) };
     let limit = if options.prune_nodes_batch == 0 { 1000 } else { options.prune_nodes_batch };
     let expired_before = now.saturating_sub_unsigned(after.as_secs());
-    let nodes = store
-        .prune_nodes(PruneNodes { expired_before, include_tofu: options.prune_tofu_nodes, limit })
-        .await?;
+    let begun = Instant::now();
+    let which = PruneNodes { expired_before, include_tofu: options.prune_tofu_nodes, limit };
+    let pruned = store.prune_nodes(which).await;
+    if let Some(metrics) = store.metrics() {
+        metrics.prune_nodes.done(outcome(&pruned), begun.elapsed());
+    }
+    let nodes = pruned?;
     if nodes > 0 {
         tracing::info!(count = nodes, "Pruned expired agents");
     }

@@ -11,30 +11,34 @@ mod entries;
 mod error;
 mod housekeeping;
 mod log;
+mod metrics;
 mod nodes;
 mod schema;
 mod servers;
 mod types;
 mod writer;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use sqlx::{ConnectOptions as _, SqliteConnection};
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::entry::{Entry, EntryId};
 use svid_core::id::{SpiffeId, TrustDomain};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 pub use error::StoreError;
 pub use housekeeping::{HousekeepingOptions, housekeeping, sweep};
 pub use log::LoadSink;
+pub(crate) use log::MAX_LINES;
 pub use nodes::PruneNodes;
 pub use types::*;
 
 use bundles::{Expect, Put};
 use codec::{node_columns, node_from_row};
 use entries::{Outcome, Prepared};
+use metrics::{Operation, StoreMetrics};
 use nodes::{Attest, ChangeNode, NodeChange};
 use writer::{Committed, Queued, Write, Writer};
 
@@ -48,11 +52,15 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 struct Shared {
     jobs: mpsc::Sender<Box<dyn writer::Job>>,
     reads: SqlitePool,
+    read_options: SqliteConnectOptions,
+    /// The connection that reads the change log: it is used after each commit, and a pool costs more than the read.
+    follower: Mutex<Option<SqliteConnection>>,
     /// The last line that was committed here; wakes the directory.
     committed: watch::Sender<u64>,
     /// The last line that this process's directory applied; `None` without a directory.
     applied: watch::Sender<Option<u64>>,
     trust_domain: TrustDomain,
+    metrics: OnceLock<StoreMetrics>,
 }
 
 /// A cheap handle on the database. Methods fail with [`StoreError`]; times are Unix seconds.
@@ -65,20 +73,25 @@ impl Store {
     /// [`StoreError::Schema`] for SPIRE's own database, a newer schema, and entries of another trust domain.
     pub async fn open(config: &StoreConfig, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
         let options = schema::options(config);
-        let conn = schema::open(&options, trust_domain).await?;
+        let conn = schema::open(&options, trust_domain, config.migrate).await?;
+        let read_options = options.clone().read_only(true);
         let reads = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options.clone().read_only(true));
+            .test_before_acquire(false) // a file does not hang up
+            .connect_lazy_with(read_options.clone());
         let (jobs, queue) = mpsc::channel(QUEUE);
         let committed = watch::Sender::new(0);
         tokio::spawn(Writer::new(options, conn, queue, committed.clone()).run());
         let shared = Shared {
             jobs,
             reads,
+            read_options,
+            follower: Mutex::new(None),
             committed,
             applied: watch::Sender::new(None),
             trust_domain: trust_domain.clone(),
+            metrics: OnceLock::new(),
         };
         Ok(Self(Arc::new(shared)))
     }
@@ -133,34 +146,43 @@ impl Store {
         items: Vec<CreateEntry>,
         now: i64,
     ) -> Vec<Result<Created, StoreError>> {
-        let count = items.len();
-        let prepared: Result<Arc<[Prepared]>, _> =
-            items.into_iter().map(|item| Prepared::new(item, now)).collect();
-        let outcome = match &prepared {
-            Ok(prepared) => self.write(entries::CreateEntries(prepared.clone())).await,
-            Err(error) => Err(error.clone()),
+        let work = async {
+            let count = items.len();
+            let prepared: Result<Arc<[Prepared]>, _> =
+                items.into_iter().map(|item| Prepared::new(item, now)).collect();
+            let outcome = match &prepared {
+                Ok(prepared) => self.write(entries::CreateEntries(prepared.clone())).await,
+                Err(error) => Err(error.clone()),
+            };
+            match (outcome, prepared) {
+                (Ok(outcomes), Ok(prepared)) => outcomes
+                    .into_iter()
+                    .zip(prepared.iter())
+                    .map(|(outcome, item)| Outcome::into_result(outcome, item))
+                    .collect(),
+                (Err(error), _) | (_, Err(error)) => vec![Err(error); count],
+            }
         };
-        match (outcome, prepared) {
-            (Ok(outcomes), Ok(prepared)) => outcomes
-                .into_iter()
-                .zip(prepared.iter())
-                .map(|(outcome, item)| Outcome::into_result(outcome, item))
-                .collect(),
-            (Err(error), _) | (_, Err(error)) => vec![Err(error); count],
-        }
+        self.counted_each(Operation::EntryCreate, work).await
     }
 
     /// Changes entries; one result per item, in order. The revision grows even if nothing else changes, as in SPIRE.
     pub async fn update_entries(&self, items: Vec<UpdateEntry>) -> Vec<Result<Entry, StoreError>> {
-        let count = items.len();
-        let op = entries::UpdateEntries { items, trust_domain: self.0.trust_domain.clone() };
-        self.write(op).await.unwrap_or_else(|error| vec![Err(error); count])
+        let work = async {
+            let count = items.len();
+            let op = entries::UpdateEntries { items, trust_domain: self.0.trust_domain.clone() };
+            self.write(op).await.unwrap_or_else(|error| vec![Err(error); count])
+        };
+        self.counted_each(Operation::EntryUpdate, work).await
     }
 
     /// Deletes entries; one result per item, in order.
     pub async fn delete_entries(&self, ids: Vec<EntryId>) -> Vec<Result<(), StoreError>> {
-        let count = ids.len();
-        self.write(entries::DeleteEntries(ids)).await.unwrap_or_else(|error| vec![Err(error); count])
+        let work = async {
+            let count = ids.len();
+            self.write(entries::DeleteEntries(ids)).await.unwrap_or_else(|error| vec![Err(error); count])
+        };
+        self.counted_each(Operation::EntryDelete, work).await
     }
 
     // ---- nodes
@@ -175,8 +197,11 @@ impl Store {
         alias: Option<CreateEntry>,
         now: i64,
     ) -> Result<(), StoreError> {
-        let alias = alias.map(|item| Prepared::new(item, now)).transpose()?;
-        self.write(nodes::CreateToken { token: token.to_owned(), expires_at, alias }).await?
+        let work = async {
+            let alias = alias.map(|item| Prepared::new(item, now)).transpose()?;
+            self.write(nodes::CreateToken { token: token.to_owned(), expires_at, alias }).await?
+        };
+        self.counted(Operation::TokenCreate, work).await
     }
 
     /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds.
@@ -188,42 +213,57 @@ impl Store {
         node: NewNode,
         now: i64,
     ) -> Result<(), StoreError> {
-        self.write(Attest { node, token: Some(token.to_owned()), now }).await?
+        let work = async { self.write(Attest { node, token: Some(token.to_owned()), now }).await? };
+        // Consuming the token and creating the node is one transaction here, two calls in SPIRE's numbers.
+        self.counted(Operation::NodeCreate, self.counted(Operation::TokenDelete, work)).await
     }
 
     /// Creates the node, or gives one that attests again its new certificate and selectors.
     /// # Errors
     /// [`StoreError::Banned`]; [`StoreError::CannotReattest`] for a known node whose proof is good for one use.
     pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<(), StoreError> {
-        self.write(Attest { node, token: None, now }).await?
+        self.counted(Operation::NodeCreate, async { self.write(Attest { node, token: None, now }).await? })
+            .await
     }
 
     /// Notes a renewal: the old certificate stays good until the new one is first seen.
     /// # Errors
     /// [`StoreError::NotFound`] if the node is gone or banned.
     pub async fn renew_node(&self, id: &SpiffeId, serial: &str, expires_at: i64) -> Result<(), StoreError> {
-        self.require_node(id, NodeChange::Renew(serial.to_owned(), expires_at)).await
+        self.counted(
+            Operation::NodeUpdate,
+            self.require_node(id, NodeChange::Renew(serial.to_owned(), expires_at)),
+        )
+        .await
     }
 
     /// The next serial number becomes the current one, if it still is the next. True if it did.
     /// # Errors
     /// Only the database's.
     pub async fn activate_serial(&self, id: &SpiffeId, serial: &str) -> Result<bool, StoreError> {
-        self.write(ChangeNode { id: id.clone(), change: NodeChange::Activate(serial.to_owned()) }).await
+        self.counted(
+            Operation::NodeUpdate,
+            self.write(ChangeNode { id: id.clone(), change: NodeChange::Activate(serial.to_owned()) }),
+        )
+        .await
     }
 
     /// Bans a node until it is deleted.
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn ban_node(&self, id: &SpiffeId) -> Result<(), StoreError> {
-        self.require_node(id, NodeChange::Ban).await
+        self.counted(Operation::NodeUpdate, self.require_node(id, NodeChange::Ban)).await
     }
 
     /// Notes what the agent says it runs.
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn set_agent_version(&self, id: &SpiffeId, version: &str) -> Result<(), StoreError> {
-        self.require_node(id, NodeChange::AgentVersion(version.to_owned())).await
+        self.counted(
+            Operation::NodeUpdate,
+            self.require_node(id, NodeChange::AgentVersion(version.to_owned())),
+        )
+        .await
     }
 
     async fn require_node(&self, id: &SpiffeId, change: NodeChange) -> Result<(), StoreError> {
@@ -237,16 +277,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn delete_node(&self, id: &SpiffeId) -> Result<Node, StoreError> {
-        self.write(nodes::DeleteNode(id.clone())).await?.ok_or(StoreError::NotFound("agent"))
+        let work =
+            async { self.write(nodes::DeleteNode(id.clone())).await?.ok_or(StoreError::NotFound("agent")) };
+        self.counted(Operation::NodeDelete, work).await
     }
 
     /// Reads a node from the database (the directory has it in memory).
     /// # Errors
     /// Only the database's.
     pub async fn node(&self, id: &SpiffeId) -> Result<Option<Node>, StoreError> {
-        let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = ?1");
-        let row = sqlx::query(sql).bind(id.as_str()).fetch_optional(&self.0.reads).await?;
-        row.as_ref().map(node_from_row).transpose()
+        let work = async {
+            let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = ?1");
+            let row = sqlx::query(sql).bind(id.as_str()).fetch_optional(&self.0.reads).await?;
+            row.as_ref().map(node_from_row).transpose()
+        };
+        self.counted(Operation::NodeFetch, work).await
     }
 
     // ---- bundles
@@ -255,8 +300,11 @@ impl Store {
     /// # Errors
     /// Only the database's.
     pub async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-        let mut tx = self.0.reads.begin().await?;
-        bundles::read(&mut tx, trust_domain.as_str()).await
+        let work = async {
+            let mut tx = self.0.reads.begin().await?;
+            bundles::read(&mut tx, trust_domain.as_str()).await
+        };
+        self.counted(Operation::BundleFetch, work).await
     }
 
     /// Adds authorities to a bundle, which is created if need be. What is there already stays as it is.
@@ -268,28 +316,40 @@ impl Store {
         x509: Vec<X509Authority>,
         jwt: Vec<JwtAuthority>,
     ) -> Result<Bundle, StoreError> {
-        self.write(bundles::Append { trust_domain: trust_domain.clone(), x509, jwt }).await?
+        self.counted(Operation::BundleAppend, async {
+            self.write(bundles::Append { trust_domain: trust_domain.clone(), x509, jwt }).await?
+        })
+        .await
     }
 
     /// Creates a bundle.
     /// # Errors
     /// [`StoreError::AlreadyExists`].
     pub async fn create_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
-        self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Absent }).await?
+        self.counted(Operation::BundleCreate, async {
+            self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Absent }).await?
+        })
+        .await
     }
 
     /// Replaces parts of a bundle.
     /// # Errors
     /// [`StoreError::NotFound`].
     pub async fn update_bundle(&self, bundle: Bundle, mask: BundleMask) -> Result<Bundle, StoreError> {
-        self.write(Put { bundle, mask, expect: Expect::Present }).await?
+        self.counted(Operation::BundleUpdate, async {
+            self.write(Put { bundle, mask, expect: Expect::Present }).await?
+        })
+        .await
     }
 
     /// Creates or replaces a bundle.
     /// # Errors
     /// Only the database's.
     pub async fn set_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
-        self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Any }).await?
+        self.counted(Operation::BundleSet, async {
+            self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Any }).await?
+        })
+        .await
     }
 
     /// Deletes a bundle.
@@ -300,7 +360,10 @@ impl Store {
         trust_domain: &TrustDomain,
         mode: DeleteMode,
     ) -> Result<(), StoreError> {
-        self.write(bundles::Delete { trust_domain: trust_domain.clone(), mode }).await?
+        self.counted(Operation::BundleDelete, async {
+            self.write(bundles::Delete { trust_domain: trust_domain.clone(), mode }).await?
+        })
+        .await
     }
 
     /// Marks an authority as no longer to be used.
@@ -311,8 +374,15 @@ impl Store {
         trust_domain: &TrustDomain,
         authority: AuthorityRef,
     ) -> Result<Bundle, StoreError> {
-        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: false })
-            .await?
+        let operation = match &authority {
+            AuthorityRef::X509(_) => Operation::X509Taint,
+            AuthorityRef::Jwt(_) => Operation::JwtTaint,
+        };
+        let work = async {
+            self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: false })
+                .await?
+        };
+        self.counted(operation, work).await
     }
 
     /// Removes a tainted authority.
@@ -323,7 +393,15 @@ impl Store {
         trust_domain: &TrustDomain,
         authority: AuthorityRef,
     ) -> Result<Bundle, StoreError> {
-        self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: true }).await?
+        let operation = match &authority {
+            AuthorityRef::X509(_) => Operation::X509Revoke,
+            AuthorityRef::Jwt(_) => Operation::JwtRevoke,
+        };
+        self.counted(operation, async {
+            self.write(bundles::Discredit { trust_domain: trust_domain.clone(), authority, revoke: true })
+                .await?
+        })
+        .await
     }
 
     /// Removes authorities that ended before a moment; true if something went.
@@ -334,7 +412,10 @@ impl Store {
         trust_domain: &TrustDomain,
         ended_before: i64,
     ) -> Result<bool, StoreError> {
-        self.write(bundles::Prune { trust_domain: trust_domain.clone(), ended_before }).await?
+        self.counted(Operation::BundlePrune, async {
+            self.write(bundles::Prune { trust_domain: trust_domain.clone(), ended_before }).await?
+        })
+        .await
     }
 
     // ---- servers
@@ -343,15 +424,23 @@ impl Store {
     /// # Errors
     /// Only the database's.
     pub async fn save_journal(&self, server_id: &str, journal: Vec<u8>) -> Result<(), StoreError> {
-        self.write(servers::SaveJournal { server_id: server_id.to_owned(), data: journal }).await
+        self.counted(
+            Operation::JournalSet,
+            self.write(servers::SaveJournal { server_id: server_id.to_owned(), data: journal }),
+        )
+        .await
     }
 
     /// Reads a server's journal.
     /// # Errors
     /// Only the database's.
     pub async fn load_journal(&self, server_id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let query = sqlx::query_scalar("SELECT data FROM svid_journals WHERE server_id = ?1").bind(server_id);
-        Ok(query.fetch_optional(&self.0.reads).await?)
+        let work = async {
+            let query =
+                sqlx::query_scalar("SELECT data FROM svid_journals WHERE server_id = ?1").bind(server_id);
+            Ok(query.fetch_optional(&self.0.reads).await?)
+        };
+        self.counted(Operation::JournalFetch, work).await
     }
 
     /// Claims a server id at start.
@@ -391,8 +480,15 @@ impl Store {
     /// # Errors
     /// The database's, and [`StoreError::Corrupt`].
     pub async fn changes_after(&self, cursor: Cursor) -> Result<Changes, StoreError> {
-        let mut tx = self.0.reads.begin().await?;
-        log::changes_after(&mut tx, cursor).await
+        let mut follower = self.0.follower.lock().await;
+        // Taken out, so that a read that failed or was given up leaves nothing behind: the next one connects anew.
+        let mut conn = match follower.take() {
+            Some(conn) => conn,
+            None => self.0.read_options.connect().await?,
+        };
+        let changes = log::changes_after(&mut conn, cursor).await?;
+        *follower = Some(conn);
+        Ok(changes)
     }
 
     /// Notes a new history, after the database turned out to hold another than before (a restored copy).
@@ -406,21 +502,21 @@ impl Store {
     /// # Errors
     /// Only the database's.
     pub async fn prune_entries(&self, expired_before: i64) -> Result<u64, StoreError> {
-        self.in_chunks(|| entries::PruneEntries { expired_before }).await
+        self.counted(Operation::EntryPrune, self.in_chunks(|| entries::PruneEntries { expired_before })).await
     }
 
     /// Deletes join tokens that ended before a moment; returns how many.
     /// # Errors
     /// Only the database's.
     pub async fn prune_join_tokens(&self, expired_before: i64) -> Result<u64, StoreError> {
-        self.in_chunks(|| nodes::PruneTokens { expired_before }).await
+        self.counted(Operation::TokenPrune, self.in_chunks(|| nodes::PruneTokens { expired_before })).await
     }
 
     /// Deletes one batch of expired nodes; returns how many.
     /// # Errors
     /// Only the database's.
     pub async fn prune_nodes(&self, which: PruneNodes) -> Result<u64, StoreError> {
-        self.write(which).await
+        self.counted(Operation::NodePrune, self.write(which)).await
     }
 
     /// Deletes old lines of the change log, keeping an hour and 100,000 lines; returns how many.

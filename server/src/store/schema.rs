@@ -34,9 +34,13 @@ pub(super) fn options(config: &StoreConfig) -> SqliteConnectOptions {
 pub(super) async fn open(
     options: &SqliteConnectOptions,
     trust_domain: &TrustDomain,
+    migrate: bool,
 ) -> Result<SqliteConnection, StoreError> {
     refuse_foreign(options).await?;
     let mut conn = options.clone().create_if_missing(true).connect().await?;
+    if !migrate {
+        refuse_older(&mut conn).await?;
+    }
     let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
     migrator.dangerous_set_table_name("svid_migrations");
     migrator.set_locking(false);
@@ -46,6 +50,28 @@ pub(super) async fn open(
     // another history (a file restored from a copy) take a snapshot.
     sqlx::query("UPDATE svid_log_counter SET epoch = randomblob(16)").execute(&mut conn).await?;
     Ok(conn)
+}
+
+/// `disable_migration`: a database that is there already has to be as this server wants it. A new one is made all the
+/// same, as in SPIRE.
+async fn refuse_older(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'svid_migrations'")
+        .fetch_one(&mut *conn)
+        .await?;
+    if known == 0 {
+        return Ok(());
+    }
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT max(version) FROM svid_migrations").fetch_one(&mut *conn).await?;
+    let wanted = MIGRATIONS.iter().map(|migration| migration.version).max();
+    if found >= wanted {
+        return Ok(());
+    }
+    Err(StoreError::Schema(format!(
+        "the database has schema version {}, this server needs {}, and disable_migration is set: start it once without",
+        found.unwrap_or_default(),
+        wanted.unwrap_or_default()
+    )))
 }
 
 /// Looks at an existing file without changing anything, not even its journal mode.

@@ -14,9 +14,16 @@ use super::StoreError;
 pub struct StoreConfig {
     /// The SQLite file.
     pub path: PathBuf,
+    /// An older schema is brought up to date; else it is refused (`disable_migration`).
+    pub migrate: bool,
 }
 
 impl StoreConfig {
+    /// This file.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), migrate: true }
+    }
+
     /// Reads SPIRE's `connection_string` for `sqlite3`: a path, or `file:<path>?<options>`. WAL, full synchronisation
     /// and foreign keys are always on, so options are not looked at.
     /// # Errors
@@ -40,7 +47,7 @@ impl StoreConfig {
                 "connection_string must name a file: a database in memory is lost".into(),
             ));
         }
-        Ok(Self { path: path.into() })
+        Ok(Self::at(path))
     }
 }
 

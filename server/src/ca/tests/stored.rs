@@ -6,7 +6,7 @@ use super::*;
 use crate::store::{Store, StoreConfig};
 
 async fn start(dir: &std::path::Path) -> (Ca, CaTask, Store) {
-    let config = StoreConfig { path: dir.join("datastore.sqlite3") };
+    let config = StoreConfig::at(dir.join("datastore.sqlite3"));
     let store = Store::open(&config, &trust_domain()).await.unwrap();
     let keys = Arc::new(DiskKeyManager::open(dir.join("keys.json")).unwrap());
     let stored = Arc::new(StoredCa::new(store.clone(), trust_domain(), "server-1".to_owned()));
