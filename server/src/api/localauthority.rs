@@ -34,6 +34,13 @@ impl LocalAuthorityApi {
         Ok((Some(to_wire(&active)), wire(state.prepared), wire(state.old)))
     }
 
+    fn refuse_upstream(&self) -> Status {
+        match self.0.ca.has_upstream() {
+            true => Status::unimplemented(UPSTREAM),
+            false => Status::failed_precondition("upstream authority is not configured"),
+        }
+    }
+
     async fn prepare(&self, kind: AuthorityKind) -> Result<Option<wire::AuthorityState>, Status> {
         self.states(kind)?;
         let message = format!("failed to prepare {kind} authority");
@@ -121,6 +128,7 @@ macro_rules! local_authority {
         state { $($state:ident $kind_s:ident $state_req:ident $state_resp:ident;)* }
         prepare { $($prepare:ident $kind_p:ident $prepare_req:ident $prepare_resp:ident;)* }
         change { $($change:ident $kind_c:ident $what:ident $change_req:ident $change_resp:ident $field:ident;)* }
+        upstream { $($upstream:ident $upstream_req:ident $upstream_resp:ident;)* }
         refuse { $($refused:ident $refused_req:ident $refused_resp:ident $text:ident;)* }
     ) => {
         #[tonic::async_trait]
@@ -141,6 +149,12 @@ macro_rules! local_authority {
                 let id = request.into_inner().authority_id;
                 let $field = self.change(AuthorityKind::$kind_c, &id, &call, Change::$what).await?;
                 Ok(Response::new(wire::$change_resp { $field }))
+            })*
+            $(async fn $upstream(
+                &self,
+                _: Request<wire::$upstream_req>,
+            ) -> Result<Response<wire::$upstream_resp>, Status> {
+                Err(self.refuse_upstream())
             })*
             $(async fn $refused(
                 &self,
@@ -169,9 +183,11 @@ local_authority! {
         taint_x509_authority X509 Taint TaintX509AuthorityRequest TaintX509AuthorityResponse tainted_authority;
         revoke_x509_authority X509 Revoke RevokeX509AuthorityRequest RevokeX509AuthorityResponse revoked_authority;
     }
+    upstream {
+        taint_x509_upstream_authority TaintX509UpstreamAuthorityRequest TaintX509UpstreamAuthorityResponse;
+        revoke_x509_upstream_authority RevokeX509UpstreamAuthorityRequest RevokeX509UpstreamAuthorityResponse;
+    }
     refuse {
-        taint_x509_upstream_authority TaintX509UpstreamAuthorityRequest TaintX509UpstreamAuthorityResponse UPSTREAM;
-        revoke_x509_upstream_authority RevokeX509UpstreamAuthorityRequest RevokeX509UpstreamAuthorityResponse UPSTREAM;
         get_wit_authority_state GetWitAuthorityStateRequest GetWitAuthorityStateResponse WIT;
         prepare_wit_authority PrepareWitAuthorityRequest PrepareWitAuthorityResponse WIT;
         activate_wit_authority ActivateWitAuthorityRequest ActivateWitAuthorityResponse WIT;

@@ -58,6 +58,7 @@ pub struct Ca {
     identity: watch::Receiver<Arc<ServerIdentity>>,
     commands: mpsc::Sender<Command>,
     metrics: Arc<CaMetrics>,
+    has_upstream: bool,
 }
 
 impl Ca {
@@ -77,6 +78,7 @@ impl Ca {
         }
         let config = Arc::new(config);
         let (commands, inbox) = mpsc::channel(16);
+        let has_upstream = upstream.is_some();
         let mut manager = Manager::load(config.clone(), keys, upstream, store, clock.clone()).await?;
         let metrics = manager.metrics.clone();
         manager.first_rotation().await?;
@@ -84,7 +86,12 @@ impl Ca {
         let (rotator, identity) =
             server_svid::start(config.clone(), snapshots.clone(), metrics.clone(), clock.now())?;
         let task: CaTask = Box::pin(task::run(manager, rotator, inbox));
-        Ok((Self { config, snapshots, identity, commands, metrics }, task))
+        Ok((Self { config, snapshots, identity, commands, metrics, has_upstream }, task))
+    }
+
+    /// True if another authority signs this one's CA.
+    pub fn has_upstream(&self) -> bool {
+        self.has_upstream
     }
 
     /// The settings.
