@@ -12,7 +12,7 @@ server {
     ca_ttl = "72h"
     default_x509_svid_ttl = "30m"
     ratelimit { attestation = false }
-    experimental { events_based_cache = true, new_thing = 1 }
+    experimental { events_based_cache = true, new_thing = 1, max_stale = "20m" }
 }
 plugins {
     DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = "/tmp/data/x.sqlite3" } }

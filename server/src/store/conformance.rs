@@ -425,6 +425,34 @@ async fn foreign_databases_are_refused_untouched() {
     assert!(text.contains("9999, which is newer"), "{text}");
 }
 
+#[tokio::test]
+async fn without_migration_an_older_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { migrate: false, ..StoreConfig::at(dir.path().join("db")) };
+    assert!(Store::open(&config, &td()).await.is_ok(), "a new database is made");
+    assert!(Store::open(&config, &td()).await.is_ok(), "the schema is what it should be");
+    tamper(&config.path, "DELETE FROM svid_migrations").await;
+    let text = refusal(Store::open(&config, &td()).await);
+    assert!(text.contains("disable_migration is set"), "{text}");
+}
+
+#[tokio::test]
+async fn calls_are_counted_with_their_outcome() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = svid_daemon::metrics::Metrics::new(svid_daemon::metrics::MetricsOptions::default());
+    let store = open(dir.path()).await;
+    store.count_into(&metrics);
+    store.create_entries(vec![item(None, spec("/a")), item(None, spec("/b"))], 7).await;
+    assert!(store.ban_node(&id("/spire/agent/none")).await.is_err());
+    let text = metrics.render();
+    for line in [
+        "_datastore_registration_entry_create{status=\"OK\"} 2",
+        "_datastore_node_update{status=\"NotFound\"} 1",
+    ] {
+        assert!(text.lines().any(|got| got == line), "{line}\n{text}");
+    }
+}
+
 #[test]
 fn connection_strings() {
     let check = |text: &str, want: Option<&str>| {
