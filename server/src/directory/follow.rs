@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Shared;
 use super::state::State;
 use super::watch::lock;
-use crate::store::{Changes, StoreError};
+use crate::store::{Changes, MAX_LINES, StoreError};
 
 /// The log is read this often even if nothing woke us: shows a database that went away or was replaced.
 const POLL: Duration = Duration::from_secs(5);
@@ -100,10 +100,14 @@ impl Shared {
             match self.store.changes_after(cursor).await? {
                 Changes::Lines { lines, .. } if lines.is_empty() => break,
                 Changes::Lines { cursor, lines, rows } => {
+                    let to_the_end = lines.len() < MAX_LINES;
                     let mut state = self.write();
                     state.apply(cursor, lines, rows, &lock(&self.watches));
                     drop(state);
                     self.store.set_applied(cursor.position.seq);
+                    if to_the_end {
+                        break;
+                    }
                 }
                 Changes::Reload { history_changed } => self.reload(history_changed).await?,
             }

@@ -1,14 +1,15 @@
-//! Reading: the whole state for a start, then the change log. Each answer is of one snapshot of the database.
+//! Reading: the whole state for a start, in one snapshot of the database; then the change log.
 
 use futures_util::TryStreamExt;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Connection, Row, SqliteConnection};
+use sqlx::sqlite::SqliteRow;
 use svid_core::bundle::Bundle;
 
 use super::codec::{entry_columns, entry_from_row, json, node_columns, node_from_row};
 use super::{Changes, Cursor, Kind, Line, Node, Position, Rows, StoreError, StoredEntry, bundles};
 
-/// Most lines that one read returns.
-const MAX_LINES: i64 = 4096;
+/// Most lines that one read returns: fewer are the log to its end.
+pub(crate) const MAX_LINES: usize = 4096;
 
 /// Takes the whole state row by row, so that it never stands in memory twice.
 pub trait LoadSink: Send {
@@ -29,6 +30,10 @@ struct Head {
 
 async fn head(conn: &mut SqliteConnection) -> Result<Head, StoreError> {
     let row = sqlx::query("SELECT epoch, seq, pruned_to FROM svid_log_counter").fetch_one(conn).await?;
+    head_from_row(&row)
+}
+
+fn head_from_row(row: &SqliteRow) -> Result<Head, StoreError> {
     let epoch: &[u8] = row.try_get(0)?;
     let epoch =
         epoch.try_into().map_err(|_| StoreError::corrupt("change log counter", "epoch is not 16 bytes"))?;
@@ -74,45 +79,54 @@ pub(super) async fn load(conn: &mut SqliteConnection, sink: &mut dyn LoadSink) -
     Ok(Cursor { position, tag })
 }
 
-fn count(row: &sqlx::sqlite::SqliteRow, at: usize) -> Result<usize, StoreError> {
+fn count(row: &SqliteRow, at: usize) -> Result<usize, StoreError> {
     usize::try_from(row.try_get::<i64, _>(at)?).map_err(|e| StoreError::corrupt("count", e))
 }
 
-/// Reads what follows `cursor`. `conn` is inside a transaction.
+/// Reads what follows `cursor`. The lines are of one moment; the rows behind them are read after it and may be newer.
+/// Whatever made them newer has lines of its own, and to apply a row again changes nothing.
 pub(super) async fn changes_after(
     conn: &mut SqliteConnection,
     cursor: Cursor,
 ) -> Result<Changes, StoreError> {
-    let head = head(conn).await?;
     let seq = cursor.position.seq;
+    let row = sqlx::query(
+        "SELECT epoch, seq, pruned_to, (SELECT tag FROM svid_log WHERE seq = ?1),
+             (SELECT json_group_array(json_array(seq, tag, kind, key) ORDER BY seq)
+              FROM (SELECT * FROM svid_log WHERE seq > ?1 ORDER BY seq LIMIT ?2))
+         FROM svid_log_counter",
+    )
+    .bind(seq.cast_signed())
+    .bind(MAX_LINES as i64)
+    .fetch_one(&mut *conn)
+    .await?;
+    let head = head_from_row(&row)?;
     if head.position.epoch != cursor.position.epoch || head.position.seq < seq {
         return Ok(Changes::Reload { history_changed: true });
     }
     if seq < head.pruned_to {
         return Ok(Changes::Reload { history_changed: false });
     }
-    if seq > head.pruned_to && tag(conn, seq).await? != cursor.tag {
+    if seq > head.pruned_to && row.try_get::<Option<i64>, _>(3)? != cursor.tag {
         return Ok(Changes::Reload { history_changed: true });
     }
     if head.position.seq == seq {
         return Ok(Changes::Lines { cursor, lines: Vec::new(), rows: Rows::default() });
     }
-    let rows = sqlx::query("SELECT seq, tag, kind, key FROM svid_log WHERE seq > ?1 ORDER BY seq LIMIT ?2")
-        .bind(seq.cast_signed())
-        .bind(MAX_LINES)
-        .fetch_all(&mut *conn)
-        .await?;
-    let mut lines = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let (seq, tag) = (row.try_get::<i64, _>(0)?.unsigned_abs(), row.try_get(1)?);
-        lines.push(Line { seq, tag, kind: Kind::from_code(row.try_get(2)?)?, key: row.try_get(3)? });
-    }
+    let lines = lines_from_json(row.try_get(4)?)?;
     let last =
         lines.last().ok_or_else(|| StoreError::corrupt("change log", "lines before the head are missing"))?;
     let position = Position { epoch: head.position.epoch, seq: last.seq };
     let cursor = Cursor { position, tag: Some(last.tag) };
     let rows = rows_behind(conn, &lines).await?;
     Ok(Changes::Lines { cursor, lines, rows })
+}
+
+fn lines_from_json(text: &str) -> Result<Vec<Line>, StoreError> {
+    let lines: Vec<(u64, i64, i64, String)> =
+        serde_json::from_str(text).map_err(|e| StoreError::corrupt("change log", e))?;
+    let line = |(seq, tag, kind, key)| Ok(Line { seq, tag, kind: Kind::from_code(kind)?, key });
+    lines.into_iter().map(line).collect()
 }
 
 async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows, StoreError> {
@@ -125,7 +139,8 @@ async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows
     };
     let mut rows = Rows::default();
     for name in keys(Kind::Bundle) {
-        rows.bundles.push((name.to_owned(), bundles::read(conn, name).await?));
+        let mut tx = conn.begin().await?;
+        rows.bundles.push((name.to_owned(), bundles::read(&mut tx, name).await?));
     }
     let ids = keys(Kind::Node);
     if !ids.is_empty() {

@@ -56,82 +56,74 @@ pub(super) struct Attest {
     pub(super) now: i64,
 }
 
+/// The columns of a new node and what a known node keeps, around where the alias comes from. A banned node stays.
+macro_rules! save_node {
+    ($alias:literal, $unless:literal) => {
+        concat!(
+            "INSERT INTO svid_nodes
+                 (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, alias_entry)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ",
+            $alias,
+            " ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = ?2, serial = ?3, expires_at = ?4,
+                 new_serial = '', new_expires_at = 0, can_reattest = ?5, selectors = ?6,
+                 alias_entry = coalesce(excluded.alias_entry, alias_entry)
+             WHERE serial != ''",
+            $unless
+        )
+    };
+}
+
+/// Without a token a known node is only saved again if its kind of proof may be given twice.
+const SAVE: &str = save_node!("NULL WHERE true", " AND ?5");
+/// The token goes if and only if the node was saved: of any number of attestations with one token, one sees its row,
+/// and a refused attestation costs no token.
+const SAVE_AND_CONSUME: &str = concat!(
+    save_node!("alias_entry FROM svid_join_tokens WHERE token = ?7 AND expires_at > ?8", ""),
+    "; DELETE FROM svid_join_tokens WHERE token = ?7 AND changes() = 1"
+);
+
 #[async_trait]
 impl Write for Attest {
     type Out = Result<(), StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
-        // Refusals come before the first write, so that a refused attestation costs no token.
-        if let Err(refused) = self.check_node(tx).await? {
-            return Ok(Err(refused));
+        let sql = if self.token.is_some() { SAVE_AND_CONSUME } else { SAVE };
+        let saved = sqlx::query(sql)
+            .bind(self.node.id.as_str())
+            .bind(&self.node.attestation_type)
+            .bind(&self.node.serial)
+            .bind(self.node.expires_at)
+            .bind(self.node.can_reattest)
+            .bind(selectors_json(&self.node.selectors)?)
+            .bind(&self.token)
+            .bind(self.now)
+            .execute(&mut *tx.conn)
+            .await?;
+        if saved.rows_affected() == 0 {
+            return self.refusal(tx).await.map(Err);
         }
-        let mut alias: Option<String> = None;
-        if let Some(token) = &self.token {
-            match self.consume(tx, token).await? {
-                Ok(entry) => alias = entry,
-                Err(refused) => return Ok(Err(refused)),
-            }
-        }
-        self.save(tx, alias).await?;
         tx.log(Kind::Node, self.node.id.as_str());
         Ok(Ok(()))
     }
 }
 
 impl Attest {
-    async fn check_node(&self, tx: &mut Tx<'_>) -> Result<Result<(), StoreError>, StoreError> {
-        let serial: Option<String> = sqlx::query_scalar("SELECT serial FROM svid_nodes WHERE spiffe_id = ?1")
-            .bind(self.node.id.as_str())
-            .fetch_optional(&mut *tx.conn)
-            .await?;
-        match serial {
-            Some(serial) if serial.is_empty() => Ok(Err(StoreError::Banned)),
-            Some(_) if !self.node.can_reattest && self.token.is_none() => Ok(Err(StoreError::CannotReattest)),
-            _ => Ok(Ok(())),
-        }
-    }
-
-    /// One conditional write: of any number of attestations with one token, one sees the row.
-    async fn consume(
-        &self,
-        tx: &mut Tx<'_>,
-        token: &str,
-    ) -> Result<Result<Option<String>, StoreError>, StoreError> {
-        let consumed: Option<Option<String>> = sqlx::query_scalar(
-            "DELETE FROM svid_join_tokens WHERE token = ?1 AND expires_at > ?2 RETURNING alias_entry",
-        )
-        .bind(token)
-        .bind(self.now)
-        .fetch_optional(&mut *tx.conn)
-        .await?;
-        if let Some(alias) = consumed {
-            return Ok(Ok(alias));
-        }
-        let expired: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?1)")
-                .bind(token)
-                .fetch_one(&mut *tx.conn)
-                .await?;
-        Ok(Err(if expired { StoreError::TokenExpired } else { StoreError::TokenUnknown }))
-    }
-
-    async fn save(&self, tx: &mut Tx<'_>, alias: Option<String>) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO svid_nodes (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, alias_entry)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = ?2, serial = ?3, expires_at = ?4,
-                 new_serial = '', new_expires_at = 0, can_reattest = ?5, selectors = ?6,
-                 alias_entry = coalesce(?7, alias_entry)",
+    /// Why nothing was saved.
+    async fn refusal(&self, tx: &mut Tx<'_>) -> Result<StoreError, StoreError> {
+        let row = sqlx::query(
+            "SELECT (SELECT serial FROM svid_nodes WHERE spiffe_id = ?1),
+                 EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?2)",
         )
         .bind(self.node.id.as_str())
-        .bind(&self.node.attestation_type)
-        .bind(&self.node.serial)
-        .bind(self.node.expires_at)
-        .bind(self.node.can_reattest)
-        .bind(selectors_json(&self.node.selectors)?)
-        .bind(alias)
-        .execute(&mut *tx.conn)
+        .bind(&self.token)
+        .fetch_one(&mut *tx.conn)
         .await?;
-        Ok(())
+        let serial: Option<&str> = row.try_get(0)?;
+        Ok(match (serial, row.try_get(1)?) {
+            (Some(""), _) => StoreError::Banned,
+            (_, true) => StoreError::TokenExpired,
+            (_, false) if self.token.is_some() => StoreError::TokenUnknown,
+            (_, false) => StoreError::CannotReattest,
+        })
     }
 }
 

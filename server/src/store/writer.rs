@@ -166,28 +166,30 @@ async fn transact(conn: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Re
     for job in batch {
         job.run(&mut tx).await?;
     }
-    let seq = append_lines(&mut tx).await?;
-    sqlx::query("COMMIT").execute(&mut *tx.conn).await?;
-    Ok(seq)
-}
-
-async fn append_lines(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
     if tx.lines.is_empty() {
+        sqlx::query("COMMIT").execute(&mut *tx.conn).await?;
         return Ok(0);
     }
-    let count = tx.lines.len() as i64;
+    commit_with_lines(&mut tx).await
+}
+
+/// Takes the numbers, writes the lines and commits: in one go, because each trip to SQLite's thread and back costs
+/// more than what SQLite does meanwhile.
+async fn commit_with_lines(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
     let rows: Vec<(i64, &str)> = tx.lines.iter().map(|(kind, key)| (kind.code(), key.as_str())).collect();
-    let seq: i64 = sqlx::query_scalar("UPDATE svid_log_counter SET seq = seq + ?1 RETURNING seq")
-        .bind(count)
-        .fetch_one(&mut *tx.conn)
-        .await?;
-    sqlx::query(
-        "INSERT INTO svid_log (seq, tag, kind, key, at)
-         SELECT ?2 + key + 1, random(), value ->> 0, value ->> 1, unixepoch() FROM json_each(?1)",
+    let ended = sqlx::query_scalar(
+        "UPDATE svid_log_counter SET seq = seq + ?2;
+         INSERT INTO svid_log (seq, tag, kind, key, at)
+         SELECT (SELECT seq FROM svid_log_counter) - ?2 + key + 1, random(), value ->> 0, value ->> 1, unixepoch()
+         FROM json_each(?1);
+         SELECT seq FROM svid_log_counter;
+         COMMIT",
     )
     .bind(json(&rows)?)
-    .bind(seq - count)
-    .execute(&mut *tx.conn)
+    .bind(rows.len() as i64)
+    .fetch_all(&mut *tx.conn) // to the end: anything that stops at the first row would not commit
     .await?;
+    let seq: i64 =
+        ended.first().copied().ok_or_else(|| StoreError::corrupt("change log counter", "no row"))?;
     Ok(seq.unsigned_abs())
 }
