@@ -27,7 +27,7 @@ async fn prepare_and_activate() {
         let ca = &running.ca;
         let first = ca.state(kind).unwrap().active.unwrap();
         assert!(matches!(ca.activate(kind, "").await, Err(CaError::AuthorityIdMissing)));
-        assert!(matches!(ca.activate(kind, "x").await, Err(CaError::NotPrepared)));
+        assert!(matches!(ca.activate(kind, "x").await, Err(CaError::AuthorityIdUnexpected)));
         let replaced = ca.prepare(kind).await.unwrap();
         let next = ca.prepare(kind).await.unwrap();
         assert_ne!(replaced.authority_id, next.authority_id);
