@@ -248,7 +248,7 @@ impl Agent for AgentApi {
         if csr.is_empty() {
             return Err(invalid_argument("missing CSR"));
         }
-        let svid = attest::renew(&self.0, &agent.id, &csr).await?;
+        let svid = attest::renew(&self.0, agent, &csr).await?;
         Ok(Response::new(wire::RenewAgentResponse { svid: Some(x509_svid_to_wire(&svid)) }))
     }
 

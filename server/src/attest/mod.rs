@@ -13,6 +13,7 @@ use svid_plugin_api::ServerNodeAttestor;
 use tonic::Status;
 
 use crate::api::Context;
+use crate::api::caller::PeerCert;
 use crate::api::status::{self, invalid};
 use crate::ca::CaError;
 use crate::store::{NewNode, StoreError};
@@ -127,7 +128,8 @@ fn not_stored(error: &StoreError) -> Status {
 /// A new SVID for an agent that has one. The old one stays good until the new one is used.
 /// # Errors
 /// SPIRE's statuses.
-pub async fn renew(context: &Context, agent: &SpiffeId, csr: &[u8]) -> Result<X509Svid, Status> {
+pub async fn renew(context: &Context, caller: &PeerCert, csr: &[u8]) -> Result<X509Svid, Status> {
+    let agent = &caller.id;
     let key = csr_key(csr)?;
     let now = context.clock.now();
     let snapshot = context.ca.snapshot();
@@ -135,7 +137,7 @@ pub async fn renew(context: &Context, agent: &SpiffeId, csr: &[u8]) -> Result<X5
     let prepared = context.ca.prepare_agent_x509(authority, agent, key, now);
     let prepared = prepared.map_err(|error| sign_failed(&error))?;
     let expires_at = unix_seconds(prepared.life().not_after);
-    let stored = context.store.renew_node(agent, &prepared.serial_decimal(), expires_at).await;
+    let stored = context.store.renew_node(agent, &caller.serial, &prepared.serial_decimal(), expires_at).await;
     stored.map_err(|error| match error {
         StoreError::Banned => Status::permission_denied("failed to update agent: agent is banned"),
         error => status::store_or_not_found("failed to update agent", "agent not found", &error),

@@ -296,7 +296,7 @@ async fn agents_are_checked() {
     assert_eq!(check("1"), ok(false));
     assert_eq!(check("2"), Err(AgentDenied::NotActive));
     assert_eq!(rig.directory.check_agent(&id(A), "1", 99, 100), Err(AgentDenied::Expired));
-    rig.store.renew_node(&id(A), "2", 2000).await.unwrap();
+    rig.store.renew_node(&id(A), "1", "2", 2000).await.unwrap();
     assert_eq!(check("1"), ok(false), "the old certificate is good until the new one is seen");
     assert_eq!(check("2"), ok(true));
     assert_eq!(check("2"), ok(false));

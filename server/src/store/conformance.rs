@@ -203,17 +203,24 @@ async fn one_token_one_node(store: Store) {
 async fn bans_win(store: Store) {
     let agent = id("/spire/agent/x509pop/a");
     store.attest_node(new_node("/spire/agent/x509pop/a", "1"), 5).await.unwrap();
-    store.renew_node(&agent, "2", 2000).await.unwrap();
+    store.renew_node(&agent, "1", "2", 2000).await.unwrap();
     let node = store.node(&agent).await.unwrap().unwrap();
     assert_eq!(node.serial, Serial::Active { current: "1".into(), next: Some(("2".into(), 2000)) });
     assert!(!store.activate_serial(&agent, "3").await.unwrap());
     assert!(store.activate_serial(&agent, "2").await.unwrap());
     let node = store.node(&agent).await.unwrap().unwrap();
     assert_eq!((node.serial, node.expires_at), (Serial::Active { current: "2".into(), next: None }, 2000));
-    store.renew_node(&agent, "3", 3000).await.unwrap();
+    // Who was replaced gets nothing more, whatever it was asked for before.
+    assert!(store.renew_node(&agent, "1", "9", 9000).await.is_err());
+    store.renew_node(&agent, "2", "2b", 2500).await.unwrap();
+    // A caller with the next certificate uses it, even if that was not written yet.
+    store.renew_node(&agent, "2b", "3", 3000).await.unwrap();
+    let node = store.node(&agent).await.unwrap().unwrap();
+    assert_eq!(node.serial, Serial::Active { current: "2b".into(), next: Some(("3".into(), 3000)) });
+    assert_eq!(node.expires_at, 2500);
     store.ban_node(&agent).await.unwrap();
     assert!(!store.activate_serial(&agent, "3").await.unwrap());
-    assert!(store.renew_node(&agent, "4", 4000).await.is_err());
+    assert!(store.renew_node(&agent, "3", "4", 4000).await.is_err());
     assert!(matches!(
         store.attest_node(new_node("/spire/agent/x509pop/a", "5"), 5).await,
         Err(StoreError::Banned)

@@ -226,15 +226,20 @@ impl Store {
             .await
     }
 
-    /// Notes a renewal: the old certificate stays good until the new one is first seen.
+    /// Notes a renewal that was asked for with the certificate `caller`, which stays good until the new one is first
+    /// seen.
     /// # Errors
-    /// [`StoreError::NotFound`] if the node is gone or banned.
-    pub async fn renew_node(&self, id: &SpiffeId, serial: &str, expires_at: i64) -> Result<(), StoreError> {
-        self.counted(
-            Operation::NodeUpdate,
-            self.require_node(id, NodeChange::Renew(serial.to_owned(), expires_at)),
-        )
-        .await
+    /// [`StoreError::NotFound`] if the node is gone or banned, or `caller` is not one of its certificates any more.
+    pub async fn renew_node(
+        &self,
+        id: &SpiffeId,
+        caller: &str,
+        serial: &str,
+        expires_at: i64,
+    ) -> Result<(), StoreError> {
+        let change =
+            NodeChange::Renew { caller: caller.to_owned(), serial: serial.to_owned(), ends: expires_at };
+        self.counted(Operation::NodeUpdate, self.require_node(id, change)).await
     }
 
     /// The next serial number becomes the current one, if it still is the next. True if it did.

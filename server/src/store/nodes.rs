@@ -134,8 +134,14 @@ pub(super) struct ChangeNode {
 }
 
 pub(super) enum NodeChange {
-    /// The next serial number and the end of its certificate. Refused for a banned node.
-    Renew(String, i64),
+    /// The next serial number and the end of its certificate, for who called with `caller`. Refused for a banned node
+    /// and for a caller whose certificate another one has replaced meanwhile. A caller with the next certificate has
+    /// it in use: it becomes the current one, whether or not that was written before.
+    Renew {
+        caller: String,
+        serial: String,
+        ends: i64,
+    },
     /// The next serial number becomes the current one if it still is the next: a ban wins.
     Activate(String),
     Ban,
@@ -148,12 +154,15 @@ impl Write for ChangeNode {
     type Out = bool;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
         let query = match &self.change {
-            NodeChange::Renew(serial, ends) => sqlx::query(
-                "UPDATE svid_nodes SET new_serial = ?2, new_expires_at = ?3 WHERE spiffe_id = ?1 AND serial != ''",
+            NodeChange::Renew { caller, serial, ends } => sqlx::query(
+                "UPDATE svid_nodes SET expires_at = iif(new_serial = ?4, new_expires_at, expires_at),
+                     serial = iif(new_serial = ?4, new_serial, serial), new_serial = ?2, new_expires_at = ?3
+                 WHERE spiffe_id = ?1 AND serial != '' AND ?4 IN (serial, new_serial)",
             )
             .bind(self.id.as_str())
             .bind(serial)
-            .bind(ends),
+            .bind(ends)
+            .bind(caller),
             NodeChange::Activate(serial) => sqlx::query(
                 "UPDATE svid_nodes SET serial = new_serial, expires_at = new_expires_at, new_serial = '',
                      new_expires_at = 0
