@@ -23,6 +23,8 @@ use crate::api::status::invalid;
 
 /// The whole dialogue: whoever needs longer is not attesting.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Longest name of an attestor in bytes. Anybody may send one, and refusals and log lines repeat it.
+const MAX_TYPE_BYTES: usize = 255;
 /// More challenges than any attestor needs.
 const MAX_CHALLENGES: usize = 16;
 
@@ -85,6 +87,7 @@ fn check(first: AttestAgentRequest) -> Result<Request, Status> {
     match () {
         () if params.csr.is_empty() => Err(malformed("missing CSR")),
         () if data.r#type.is_empty() => Err(malformed("missing attestation data type")),
+        () if data.r#type.len() > MAX_TYPE_BYTES => Err(malformed("attestation data type is too long")),
         () if data.payload.is_empty() => Err(malformed("missing attestation data payload")),
         () if data.payload.len() > MAX_PAYLOAD_BYTES => {
             Err(malformed("attestation data payload is too large"))
@@ -196,5 +199,31 @@ impl Challenger for Wire<'_> {
             Some(Asked::ChallengeResponse(_)) => Err(PluginError::invalid("challenge response is too large")),
             _ => Ok(Vec::new()),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use svid_proto::spire::api::server::agent::v1::AgentX509svidParams;
+    use svid_proto::spire::api::types::AttestationData;
+
+    use super::*;
+
+    #[test]
+    fn what_anybody_sends_is_bounded() {
+        let refusal = |kind: usize, payload: usize| {
+            let data = AttestationData { r#type: "k".repeat(kind), payload: vec![1; payload] };
+            let params = AgentX509svidParams { csr: vec![1] };
+            let params = Params { data: Some(data), params: Some(params) };
+            let checked = check(AttestAgentRequest { step: Some(Asked::Params(params)) });
+            checked.err().map(|status| status.message().to_owned()).unwrap_or_default()
+        };
+        assert_eq!(refusal(MAX_TYPE_BYTES, MAX_PAYLOAD_BYTES), "");
+        assert_eq!(refusal(MAX_TYPE_BYTES + 1, 1), "malformed param: attestation data type is too long");
+        assert_eq!(
+            refusal(1, MAX_PAYLOAD_BYTES + 1),
+            "malformed param: attestation data payload is too large"
+        );
     }
 }
