@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::gather::Gather;
 use super::preface::{Progress, Until};
 use crate::caps::{Caps, Slot};
 use crate::tls::VerifiedPeer;
@@ -56,7 +57,7 @@ pub struct TcpPeer {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub struct TlsConn {
-    stream: TlsStream<TcpStream>,
+    stream: Gather<TlsStream<TcpStream>>,
     peer: Arc<TcpPeer>,
     waiting: Option<(Progress, Pin<Box<Sleep>>)>,
     _slot: Option<Slot<IpAddr>>,
@@ -149,7 +150,7 @@ impl TlsConn {
         let until = if known { Until::Preface } else { Until::FirstRequest };
         let sleep = Box::pin(tokio::time::sleep_until(Instant::now() + deadline));
         let waiting = Some((Progress::new(until), sleep));
-        Self { stream, peer: Arc::new(peer), waiting, _slot: (!known).then_some(slot) }
+        Self { stream: Gather::new(stream), peer: Arc::new(peer), waiting, _slot: (!known).then_some(slot) }
     }
 
     /// Who is at the other end.

@@ -5,6 +5,7 @@
 
 mod accept;
 mod client;
+mod gather;
 mod preface;
 
 use std::time::Duration;

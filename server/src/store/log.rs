@@ -1,8 +1,8 @@
 //! Reading: the whole state for a start, in one snapshot of the database; then the change log.
 
 use futures_util::TryStreamExt;
-use sqlx::{Connection, Row, SqliteConnection};
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Connection, Row, SqliteConnection};
 use svid_core::bundle::Bundle;
 
 use super::codec::{entry_columns, entry_from_row, json, node_columns, node_from_row};

@@ -3,6 +3,8 @@
 //! SQLite flushes once per commit, so a hundred writers cost one flush. The change log's counter is taken last and
 //! once per transaction, which makes commit order sequence order.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -13,6 +15,9 @@ use super::{Kind, StoreError};
 
 /// Most requests in one transaction: bounds how long the first of them waits.
 const MAX_BATCH: usize = 256;
+
+/// How long a transaction waits for company after one that had some.
+const COMPANY: Duration = Duration::from_millis(1);
 
 /// One write request. It may run more than once (a transaction that fails is taken apart), so it keeps no state.
 #[async_trait]
@@ -105,7 +110,21 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while self.jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
+            let mut crowded = batch.len() > 1;
             self.commit(std::mem::take(&mut batch)).await;
+            // Where many write, most of the cost is the transaction's and the flush's: let more of them share one.
+            while crowded {
+                tokio::time::sleep(COMPANY).await;
+                while batch.len() < MAX_BATCH
+                    && let Ok(job) = self.jobs.try_recv()
+                {
+                    batch.push(job);
+                }
+                crowded = batch.len() > 1;
+                if !batch.is_empty() {
+                    self.commit(std::mem::take(&mut batch)).await;
+                }
+            }
         }
         if let Some(conn) = self.conn.take()
             && let Err(error) = conn.close().await
