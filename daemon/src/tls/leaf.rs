@@ -8,6 +8,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
 
+/// Longest serial number in bytes. Source: RFC 5280, section 4.1.2.2, and a leading zero.
+const MAX_SERIAL_BYTES: usize = 21;
+const URI_TAG: u32 = 6;
+
 /// A peer whose chain was verified in the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedPeer {
@@ -29,6 +33,10 @@ impl VerifiedPeer {
     pub(crate) fn from_leaf(der: &[u8]) -> Result<Self, TlsError> {
         let (_, cert) =
             X509Certificate::from_der(der).map_err(|error| TlsError::Malformed(error.to_string()))?;
+        // Anybody may present a certificate, and to write a long number in decimal takes long.
+        if cert.raw_serial().len() > MAX_SERIAL_BYTES {
+            return Err(TlsError::Malformed("the serial number is too long".into()));
+        }
         let malformed = |error: x509_parser::error::X509Error| TlsError::Malformed(error.to_string());
         let constraints = cert.basic_constraints().map_err(malformed)?;
         let usage = cert.key_usage().map_err(malformed)?;
@@ -42,6 +50,8 @@ impl VerifiedPeer {
             .iter()
             .filter_map(|name| match name {
                 GeneralName::URI(uri) => Some(*uri),
+                // One that is no text counts as well, and is no ID.
+                GeneralName::Invalid(tag, _) if tag.0 == URI_TAG => Some(""),
                 _ => None,
             })
             .collect();

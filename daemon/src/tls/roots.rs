@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use svid_core::id::TrustDomain;
-use webpki::{EndEntityCert, KeyUsage};
+use svid_core::x509::ParsedCert;
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
@@ -61,20 +62,43 @@ impl Roots {
         let anchors: Vec<_> = alive.map(|root| root.anchor.clone()).collect();
         let leaf = EndEntityCert::try_from(leaf).map_err(|error| TlsError::Malformed(error.to_string()))?;
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
-        leaf.verify_for_usage(algorithms.all, &anchors, intermediates, now, usage, None, None)
-            .map(|_| ())
-            .map_err(|error| match error {
-                // A signature that does not fit means that another key was behind the same name.
-                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
-                    TlsError::UnknownAuthority
-                }
-                other => TlsError::Chain(other.to_string()),
-            })
+        leaf.verify_for_usage(
+            algorithms.all,
+            &anchors,
+            intermediates,
+            now,
+            usage,
+            None,
+            Some(&signers_may_sign),
+        )
+        .map(|_| ())
+        .map_err(|error| match error {
+            // A signature that does not fit means that another key was behind the same name.
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                TlsError::UnknownAuthority
+            }
+            other => TlsError::Chain(other.to_string()),
+        })
     }
 }
 
+/// webpki does not look at KeyUsage: a certificate that may not sign certificates is no link of a path.
+fn signers_may_sign(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
+    for cert in path.intermediate_certificates() {
+        let facts = ParsedCert::from_der(&cert.der()).map_err(|_| webpki::Error::BadDer)?;
+        if facts.key_usage().is_some_and(|usage| !usage.key_cert_sign()) {
+            return Err(webpki::Error::EndEntityUsedAsCa);
+        }
+    }
+    Ok(())
+}
+
 impl Root {
+    /// `None` also for a certificate that is no CA: it vouches for nobody, and webpki does not ask.
     fn from_der(der: &[u8]) -> Option<Self> {
+        if !ParsedCert::from_der(der).ok()?.is_ca() {
+            return None;
+        }
         let owned = CertificateDer::from(der.to_vec());
         let anchor = webpki::anchor_from_trusted_cert(&owned).ok()?.to_owned();
         let (_, cert) = X509Certificate::from_der(der).ok()?;

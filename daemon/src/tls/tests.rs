@@ -46,6 +46,15 @@ fn uri(id: &str) -> SanType {
     SanType::URI(id.try_into().unwrap())
 }
 
+/// A subject alternative name with an ID and a URI that is no text.
+fn odd_san(id: &str) -> rcgen::CustomExtension {
+    let mut names = vec![0x86, 2, 0xff, 0xfe, 0x86, u8::try_from(id.len()).unwrap()];
+    names.extend(id.as_bytes());
+    let mut content = vec![0x30, u8::try_from(names.len()).unwrap()];
+    content.extend(names);
+    rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], content)
+}
+
 pub(crate) fn td(name: &str) -> TrustDomain {
     name.parse().unwrap()
 }
@@ -116,6 +125,15 @@ fn who_may_connect() {
     check(Some(ca.issue(&[agent, "spiffe://a.test/b"])), Some("UriSans(2)"));
     check(Some(ca.issue(&[])), Some("UriSans(0)"));
     check(Some(ca.issue(&["https://a.test/b"])), Some("Id("));
+    let long_serial = |params: &mut CertificateParams| {
+        params.serial_number = Some(rcgen::SerialNumber::from(vec![1; 22]));
+    };
+    check(Some(ca.issue_with(&[agent], long_serial)), Some("serial number is too long"));
+    let odd_uri = |params: &mut CertificateParams| {
+        params.custom_extensions.push(odd_san(agent));
+        params.subject_alt_names.clear();
+    };
+    check(Some(ca.issue_with(&[agent], odd_uri)), Some("UriSans(2)"));
     // A foreign admin needs the bundle of its own trust domain, and our CA cannot speak for it.
     check(Some(ca.issue(&["spiffe://b.test/admin"])), Some("NoBundle"));
     check(Some(ca.issue(&["spiffe://b.test/other"])), Some("UnexpectedId"));
@@ -151,6 +169,33 @@ fn who_may_serve() {
     assert_eq!(refusal(&other, server, ServerTrust::InsecureBootstrap), None);
     let nothing: Arc<dyn BundleSource> = Arc::new(|_: &TrustDomain| None);
     assert!(refusal(&ca, server, ServerTrust::Bundle(nothing)).unwrap().to_string().contains("NoBundle"));
+}
+
+/// Conformance: X509-SVID sections 4.2 and 4.3, of the certificates that sign.
+#[test]
+fn only_signing_certificates_vouch() {
+    let ca = TestCa::new("a.test");
+    let agent = "spiffe://a.test/spire/agent/x";
+    let connects = |usage: rcgen::KeyUsagePurpose| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![usage];
+        params.distinguished_name.push(rcgen::DnType::CommonName, "below");
+        let below = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &ca.0).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri(agent)];
+        let leaf = params.signed_by(&key, &below).unwrap();
+        let chain = [leaf.der().as_ref(), below.der().as_ref()];
+        let identity = Identity::from_pkcs8(chain, &key.serialize_der()).unwrap();
+        let server = server_of(&ca, &ca.issue(&["spiffe://a.test/spire/server"]), TlsPolicy::default());
+        let trust = ServerTrust::Bundle(ca.bundles("a.test"));
+        handshake(client_of(trust, Some(&identity), TlsPolicy::default()), server).is_ok()
+    };
+    assert!(connects(rcgen::KeyUsagePurpose::KeyCertSign));
+    assert!(!connects(rcgen::KeyUsagePurpose::DigitalSignature));
+    let leaf = ca.issue(&[agent]);
+    assert!(matches!(Roots::from_ders([leaf.0.cert[0].as_ref()]), Err(TlsError::NoAuthority)));
 }
 
 #[test]
