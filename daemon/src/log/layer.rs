@@ -19,6 +19,9 @@ use tracing_subscriber::registry::LookupSpan;
 use super::format::Line;
 use super::{LogFormat, LogLevel, LogOutput};
 
+/// Longest value in bytes. Callers' words go into lines: without an end they would fill the disk.
+const MAX_VALUE_BYTES: usize = 32 * 1024;
+
 /// Prints every enabled event; see the module.
 pub struct LogrusLayer {
     level: Arc<AtomicU8>,
@@ -143,11 +146,11 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.set(field.name(), format!("{value:?}").into());
+        self.set(field.name(), bounded(format!("{value:?}")).into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), value.into());
+        self.set(field.name(), bounded(value.to_owned()).into());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
@@ -175,8 +178,19 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.set(field.name(), chain(value).into());
+        self.set(field.name(), bounded(chain(value)).into());
     }
+}
+
+/// Cuts what is too long, and says so.
+fn bounded(mut text: String) -> String {
+    if text.len() > MAX_VALUE_BYTES {
+        let length = text.len();
+        text.truncate(text.floor_char_boundary(MAX_VALUE_BYTES));
+        // Writing to a String cannot fail.
+        let _ = write!(text, "... ({length} bytes)");
+    }
+    text
 }
 
 /// An error and its causes, joined with `: ` as Go's wrapped errors read.

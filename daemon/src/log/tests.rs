@@ -48,6 +48,21 @@ fn levels() {
 }
 
 #[test]
+fn values_have_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let (layer, _control) =
+        layer(&LogOptions { file: Some(path.clone()), ..LogOptions::default() }).unwrap();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+        let long = "\u{e9}".repeat(1 << 20);
+        tracing::error!(shown = %long, text = long.as_str(), "{long}");
+    });
+    let written = std::fs::read_to_string(path).unwrap();
+    assert!(written.len() < 100 * 1024, "{}", written.len());
+    assert_eq!(written.matches("... (2097152 bytes)").count(), 3);
+}
+
+#[test]
 fn spans_levels_and_reopen() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
