@@ -173,3 +173,16 @@ pub async fn run_at(program: &Path, args: &[&str]) -> Output {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
+
+/// Runs a command until it succeeds: the agent may still be fetching what was registered a moment ago.
+pub async fn eventually<F: Future<Output = Output>>(run: impl Fn() -> F) -> String {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let out = run().await;
+        if out.code == 0 {
+            return out.stdout;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{}{}", out.stdout, out.stderr);
+        tokio::task::yield_now().await;
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use svid_tests::process::run_at;
+use svid_tests::process::{eventually, run_at};
 use svid_tests::{Agent, Server, interop};
 
 async fn workload() -> (Server, Agent) {
@@ -12,6 +12,8 @@ async fn workload() -> (Server, Agent) {
     server
         .entry("/client", &format!("unix:uid:{}", nix::unistd::geteuid()), &["-dns", "client.example.org"])
         .await;
+    // The PyPI client asks once and gives up, so the entry has to have arrived.
+    eventually(|| agent.cli(&["api", "fetch", "x509"])).await;
     (server, agent)
 }
 

@@ -12,7 +12,7 @@ async fn the_verbs_of_both_halves_answer() {
     assert_eq!(server.cli(&["entry", "count"]).await.ok().trim(), "2 registration entries");
     let shown = server.cli(&["entry", "show", "--entryID", &id]).await.ok();
     for line in
-        ["SPIFFE ID                : spiffe://example.org/web", "DNS name                 : web.example.org"]
+        ["SPIFFE ID               : spiffe://example.org/web", "DNS name                : web.example.org"]
     {
         assert!(shown.contains(line), "{shown}");
     }
@@ -29,9 +29,10 @@ async fn mistakes_are_answered_with_what_to_do() {
     let unknown = run("svid-server", &["entry", "create", "-nonsense"]).await;
     assert_ne!(unknown.code, 0);
     assert!(unknown.stderr.contains("flag provided but not defined: -nonsense"), "{}", unknown.stderr);
-    let missing = run("svid-server", &["healthcheck", "-socketPath", "/nonexistent/api.sock"]).await;
+    let missing = run("svid-server", &["entry", "show", "-socketPath", "/nonexistent/api.sock"]).await;
     assert_eq!(missing.code, 1);
     assert!(missing.stderr.contains("/nonexistent/api.sock"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("Is the server running?"), "{}", missing.stderr);
     let config = run("svid-server", &["run", "-config", "/nonexistent/server.conf"]).await;
     assert_eq!(config.code, 1);
     assert!(config.stderr.contains("/nonexistent/server.conf"), "{}", config.stderr);

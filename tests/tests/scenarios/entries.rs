@@ -1,10 +1,9 @@
 //! What entries do: expiry, updates, deletion, duplicates, the same answer after kill -9.
 
 use spiffe::workload_api::WorkloadApiClient;
+use svid_tests::process::eventually;
 use svid_tests::{Agent, PATIENCE, Server};
 use tokio_stream::StreamExt;
-
-use crate::mainline::eventually;
 
 fn my_uid() -> String {
     format!("unix:uid:{}", nix::unistd::geteuid())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use spiffe::workload_api::WorkloadApiClient;
+use svid_tests::process::eventually;
 use svid_tests::{Agent, PATIENCE, Server};
 use tokio_stream::StreamExt;
 
@@ -63,21 +64,6 @@ async fn jwt_svids_are_issued_and_validate() {
         other.stdout,
         other.stderr
     );
-}
-
-/// Runs a CLI verb until it succeeds: the agent may still be fetching what was registered a moment ago.
-pub async fn eventually<F: std::future::Future<Output = svid_tests::process::Output>>(
-    run: impl Fn() -> F,
-) -> String {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let out = run().await;
-        if out.code == 0 {
-            return out.stdout;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{}{}", out.stdout, out.stderr);
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

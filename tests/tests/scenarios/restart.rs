@@ -1,8 +1,7 @@
 //! kill -9 loses nothing that was acknowledged, and both halves go on from what is on disk.
 
+use svid_tests::process::eventually;
 use svid_tests::{Agent, Server};
-
-use crate::mainline::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_keeps_every_acknowledged_entry_and_its_authority() {
