@@ -173,9 +173,13 @@ impl Directory {
         state.authorized(agent, now).into_iter().map(|handle| state.revision(handle)).collect()
     }
 
-    /// One entry, if the agent may have it.
+    /// One entry, if the agent may have it and is neither banned nor gone: its call may have waited in line since it
+    /// was let in.
     pub fn authorized_entry(&self, agent: &SpiffeId, entry_id: &str, now: i64) -> Option<Entry> {
         let state = self.0.read();
+        if state.end_reason(agent).is_some() {
+            return None;
+        }
         let handle = state.handle(&Key::new(entry_id))?;
         state.is_authorized(agent, handle, now).then(|| state.unpack(handle))
     }

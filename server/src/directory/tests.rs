@@ -256,6 +256,22 @@ async fn a_watch_tells_what_changes_for_its_agent() {
     assert_eq!(evicted.next().await.unwrap_err(), EndReason::Evicted);
 }
 
+/// A call that was let in before the ban, and signs after it.
+#[tokio::test]
+async fn who_is_banned_meanwhile_gets_no_entry() {
+    let rig = Rig::new().await;
+    let has = || rig.directory.authorized_entry(&id(A), "e1", 100).is_some();
+    rig.attest(A, "env:prod").await;
+    rig.create("e1", spec(A, "/web", "unix:uid:1")).await;
+    assert!(has());
+    rig.store.ban_node(&id(A)).await.unwrap();
+    assert!(!has());
+    rig.store.delete_node(&id(A)).await.unwrap();
+    assert!(!has());
+    rig.attest(A, "env:prod").await;
+    assert!(has());
+}
+
 #[tokio::test]
 async fn time_ends_entries_and_watches() {
     let rig = Rig::new().await;
@@ -407,7 +423,8 @@ fn picture(directory: &Directory) -> String {
         ids.sort();
         for entry in directory.list_entries(&EntryFilter::default(), Page::default()).items {
             let one = directory.authorized_entry(&id(agent), entry.id.as_str(), 100).is_some();
-            assert_eq!(one, ids.contains(&entry.id), "both walks agree on {}", entry.id);
+            let serves = directory.node(&id(agent)).is_some();
+            assert_eq!(one, serves && ids.contains(&entry.id), "both walks agree on {}", entry.id);
         }
         ids
     };
