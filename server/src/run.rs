@@ -228,6 +228,7 @@ async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) 
         started: Instant::now(),
         server_id,
         watchers: api::sync::Watchers::default(),
+        syncs: api::sync::Watchers::default(),
     });
     telemetry::start(&config, &context, &metrics, stop).await?;
     endpoints(&config, &context, &metrics, stop).await

@@ -366,7 +366,7 @@ impl Entry for EntryApi {
         call.audit_later();
         // The set is fixed before the first message is read: a stream is a snapshot.
         let entries = self.0.directory.authorized_entries(&agent, self.0.now_unix());
-        let stream = super::entry_sync::serve(call, entries, request.into_inner());
+        let stream = super::entry_sync::serve(call, &self.0.syncs, &agent, entries, request.into_inner())?;
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use svid_core::entry::Entry;
+use svid_core::id::SpiffeId;
 use svid_proto::convert::{apply_entry_mask, entry_to_wire};
 use svid_proto::spire::api::server::entry::v1 as wire;
 use svid_proto::spire::api::types;
@@ -14,21 +15,37 @@ use tonic::{Code, Status, Streaming};
 
 use super::caller::Call;
 use super::status::invalid_argument;
+use super::sync::Watchers;
 
 /// Entries or revisions in one message.
 const PAGE: usize = 500;
 
 type Answer = Result<wire::SyncAuthorizedEntriesResponse, Status>;
 
+/// Dialogues of one agent at once that hold a list of more than a page. Agents have one at a time.
+const MAX_PER_AGENT: usize = 16;
+
 /// The stream of answers to the messages of `requests`.
+/// # Errors
+/// `ResourceExhausted` for an agent with too many of them: each keeps its list for as long as the agent likes.
 pub(super) fn serve(
     call: Arc<Call>,
+    open: &Watchers,
+    agent: &SpiffeId,
     entries: Vec<Entry>,
     requests: Streaming<wire::SyncAuthorizedEntriesRequest>,
-) -> impl Stream<Item = Answer> {
+) -> Result<impl Stream<Item = Answer> + use<>, Status> {
+    let place = match entries.len() > PAGE {
+        true => {
+            let place = open.enter(agent, MAX_PER_AGENT);
+            Some(place.ok_or_else(|| Status::resource_exhausted("too many sync streams of this agent"))?)
+        }
+        false => None,
+    };
     // One message waits while one is on its way: a slow reader holds no more than that.
     let (answers, stream) = mpsc::channel(1);
     tokio::spawn(async move {
+        let _place = place;
         match dialogue(entries, requests, &answers).await {
             Ok(()) => call.audit_end(Code::Ok, ""),
             Err(status) => {
@@ -37,7 +54,7 @@ pub(super) fn serve(
             }
         }
     });
-    ReceiverStream::new(stream)
+    Ok(ReceiverStream::new(stream))
 }
 
 async fn dialogue(

@@ -75,6 +75,8 @@ pub struct Context {
     pub server_id: String,
     /// Open watch streams.
     pub watchers: sync::Watchers,
+    /// Open dialogues of `SyncAuthorizedEntries` that hold a long list.
+    pub syncs: sync::Watchers,
 }
 
 /// A service over the shared context.

@@ -43,10 +43,11 @@ impl Watchers {
         self.lock().len()
     }
 
-    fn enter(&self, agent: &SpiffeId) -> Option<Watcher> {
+    /// One stream more of this agent; `None` if it has `most` already.
+    pub(super) fn enter(&self, agent: &SpiffeId, most: usize) -> Option<Watcher> {
         let mut open = self.lock();
         let count = open.entry(agent.clone()).or_default();
-        if *count >= MAX_PER_AGENT {
+        if *count >= most {
             return None;
         }
         *count += 1;
@@ -55,7 +56,7 @@ impl Watchers {
 }
 
 /// One open stream.
-struct Watcher {
+pub(super) struct Watcher {
     watchers: Watchers,
     agent: SpiffeId,
 }
@@ -189,7 +190,7 @@ impl Sync for SyncApi {
         let call = call_of(&request)?;
         let agent = agent_of(&call)?.clone();
         let request = request.into_inner();
-        let watcher = self.0.watchers.enter(&agent.id);
+        let watcher = self.0.watchers.enter(&agent.id, MAX_PER_AGENT);
         let watcher =
             watcher.ok_or_else(|| Status::resource_exhausted("too many watch streams of this agent"))?;
         let since = request.position.as_ref().and_then(position_from_wire);
@@ -244,8 +245,12 @@ mod tests {
     fn streams_of_one_agent_are_counted() {
         let watchers = Watchers::default();
         let agent = "spiffe://example.org/spire/agent/x".parse().unwrap();
-        let open: Vec<_> = (0..MAX_PER_AGENT).map(|_| watchers.enter(&agent).unwrap()).collect();
-        assert!(watchers.enter(&agent).is_none());
+        let open: Vec<_> =
+            (0..MAX_PER_AGENT).map(|_| watchers.enter(&agent, MAX_PER_AGENT).unwrap()).collect();
+        assert!(
+            watchers.enter(&agent, MAX_PER_AGENT).is_none()
+                && watchers.enter(&agent, MAX_PER_AGENT + 1).is_some()
+        );
         assert_eq!(watchers.agents(), 1);
         drop(open);
         assert_eq!(watchers.agents(), 0);
