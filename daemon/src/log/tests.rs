@@ -51,8 +51,7 @@ fn levels() {
 fn values_have_an_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    let (layer, _control) =
-        layer(&LogOptions { file: Some(path.clone()), ..LogOptions::default() }).unwrap();
+    let (layer, _control) = layer(&LogOptions { file: Some(path.clone()), ..LogOptions::default() }).unwrap();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
         let long = "\u{e9}".repeat(1 << 20);
         tracing::error!(shown = %long, text = long.as_str(), "{long}");
