@@ -224,7 +224,7 @@ fn check_value(spec: &Spec, value: &str) -> Result<(), FlagError> {
             .map(|_| ())
             .ok_or_else(|| FlagError::InvalidBool { name: spec.name.into(), value: value.into() }),
         FlagKind::Choice(words) if words.contains(&value) => Ok(()),
-        FlagKind::Choice(words) => Err(invalid(format!("unknown value, use one of {}", words.join(", ")))),
+        FlagKind::Choice(_) => Err(invalid(format!("bad formatter flag: unknown format option: {value:?}"))),
     }
 }
 
@@ -358,7 +358,10 @@ mod tests {
             ("-=x", "bad flag syntax: -=x"),
             ("-h", "flag: help requested"),
             ("--help", "flag: help requested"),
-            ("-output xml", "invalid value \"xml\" for flag -output: unknown value, use one of pretty, json"),
+            (
+                "-output xml",
+                "invalid value \"xml\" for flag -output: bad formatter flag: unknown format option: \"xml\"",
+            ),
         ] {
             assert_eq!(parse(line).unwrap_err().to_string(), want, "{line}");
         }

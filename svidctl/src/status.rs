@@ -224,6 +224,11 @@ pub fn warnings(report: &Report, now: i64) -> Vec<String> {
                 "{number} an expired SVID and not renewed it: `svidctl agent list` shows which"
             ));
         }
+        // Our server says so itself.
+        if server.banned_agents > 0 && server.source == "spire" {
+            let number = count(server.banned_agents, "agent is", "agents are");
+            warnings.push(format!("{number} banned; evict them to let them attest again"));
+        }
         if server.entries_expiring_soon > 0 {
             let number = count(server.entries_expiring_soon, "entry expires", "entries expire");
             warnings.push(format!("{number} soon: `svidctl entry list` shows which"));

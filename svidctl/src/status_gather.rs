@@ -8,6 +8,8 @@ use svid_proto::spire::api::server::agent::v1::{CountAgentsRequest, count_agents
 use svid_proto::spire::api::server::bundle::v1::GetBundleRequest;
 use svid_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use svid_proto::spire::api::server::debug::v1 as server_debug;
+use svid_proto::spire::api::server::localauthority::v1 as local;
+use svid_proto::spire::api::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use svid_proto::spire::api::types;
 use svid_proto::svid::status::v1 as wire;
 use tonic::transport::Channel;
@@ -53,8 +55,7 @@ async fn server(args: &Args, now: i64, report: &mut Report) -> Result<(), Failur
         }
         Err(status) if connect::is_unknown(&status) => {
             report.notes.push(
-                "this server does not know svid.status.v1, so it is SPIRE's: slots, database and warnings are not \
-                 told"
+                "this server does not know svid.status.v1, so it is SPIRE's: slots and database are not told"
                     .into(),
             );
             from_spire(channel, now).await.map_err(|status| connect::rpc(Who::Server, &status))?
@@ -136,6 +137,11 @@ async fn from_spire(channel: Channel, now: i64) -> Result<Server, tonic::Status>
     let bundle =
         BundleClient::new(channel.clone()).get_bundle(GetBundleRequest { output_mask: None }).await?;
     let bundle = bundle.into_inner();
+    let mut x509_authorities: Vec<_> =
+        bundle.x509_authorities.iter().map(|one| x509_authority(one, now)).collect();
+    let mut jwt_authorities: Vec<_> =
+        bundle.jwt_authorities.iter().map(|one| jwt_authority(one, now)).collect();
+    name_states(channel.clone(), &mut x509_authorities, &mut jwt_authorities).await;
     let mut agents = AgentClient::new(channel);
     let banned = Filter { by_banned: Some(true), ..Filter::default() };
     let banned = agents.count_agents(CountAgentsRequest { filter: Some(banned) }).await?.into_inner();
@@ -150,12 +156,35 @@ async fn from_spire(channel: Channel, now: i64) -> Result<Server, tonic::Status>
         banned_agents: number(banned.count),
         expired_agents: number(expired.count),
         entries: number(info.entries_count),
-        federated_bundles: number(info.federated_bundles_count),
-        x509_authorities: bundle.x509_authorities.iter().map(|one| x509_authority(one, now)).collect(),
-        jwt_authorities: bundle.jwt_authorities.iter().map(|one| jwt_authority(one, now)).collect(),
+        // SPIRE counts its own bundle too.
+        federated_bundles: number(info.federated_bundles_count).saturating_sub(1),
+        x509_authorities,
+        jwt_authorities,
         svid: info.svid_chain.first().map(|one| svid(id(one.id.as_ref()), one.expires_at, now)),
         ..Server::default()
     })
+}
+
+/// Tells which authorities this server signs with, if it knows the call (SPIRE does from 1.12 on).
+async fn name_states(channel: Channel, x509: &mut [Authority], jwt: &mut [Authority]) {
+    let mut client = LocalAuthorityClient::new(channel);
+    if let Ok(states) = client.get_x509_authority_state(local::GetX509AuthorityStateRequest {}).await {
+        let states = states.into_inner();
+        set_states(x509, [states.active, states.prepared, states.old]);
+    }
+    if let Ok(states) = client.get_jwt_authority_state(local::GetJwtAuthorityStateRequest {}).await {
+        let states = states.into_inner();
+        set_states(jwt, [states.active, states.prepared, states.old]);
+    }
+}
+
+fn set_states(all: &mut [Authority], slots: [Option<local::AuthorityState>; 3]) {
+    for (slot, state) in slots.into_iter().zip(["active", "prepared", "old"]) {
+        let Some(slot) = slot else { continue };
+        if let Some(one) = all.iter_mut().find(|one| one.id == slot.authority_id) {
+            one.state = state;
+        }
+    }
 }
 
 /// The form of `by_expires_before`.

@@ -12,7 +12,8 @@ use svid_proto::json;
 use svid_proto::workload::X509svidRequest;
 
 use super::api::{block_on, first, request, within, workload};
-use super::x509_text::ReceivedSet;
+use super::text::go_io;
+use super::x509_text::{ReceivedSet, Style};
 use super::{Env, socket};
 
 const PUBLIC: u32 = 0o644;
@@ -53,7 +54,7 @@ fn try_run(flags: &Parsed, env: &mut Env<'_>) -> Result<(), String> {
     let received = ReceivedSet::parse(response)?;
     received.verify(SystemTime::now())?;
     if !flags.bool("silent") {
-        received.print(after, env.out).map_err(|err| err.to_string())?;
+        received.print(after, Style::Fetch, env.out).map_err(|err| err.to_string())?;
     }
     match flags.str("write") {
         "" => Ok(()),
@@ -98,8 +99,10 @@ fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    written?;
-    File::open(dir)?.sync_all()
+    // The name the user knows, not the temporary one.
+    written
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(|err| io::Error::other(format!("open {}: {}", path.display(), go_io(&err))))
 }
 
 fn write_new(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {

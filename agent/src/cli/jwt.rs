@@ -59,17 +59,17 @@ fn try_fetch(flags: &Parsed, env: &mut Env<'_>) -> Result<(), String> {
     }
     let (socket, timeout) = (socket::resolve(flags, env)?, flags.duration("timeout"));
     let wanted = JwtsvidRequest { audience, spiffe_id: flags.str("spiffeID").into() };
-    let (bundles, svids) = block_on(async {
+    let bundles = async {
         let mut client = workload(&socket).await?;
-        let bundles = within(timeout, async {
-            first(client.fetch_jwt_bundles(request(JwtBundlesRequest::default())).await).await
-        })
-        .await?;
-        let svids =
-            within(timeout, async { Ok(client.fetch_jwtsvid(request(wanted)).await?.into_inner()) }).await?;
-        Ok((bundles, svids))
-    })
-    .map_err(|err| err.to_string())?;
+        first(client.fetch_jwt_bundles(request(JwtBundlesRequest::default())).await).await
+    };
+    let bundles =
+        block_on(within(timeout, bundles)).map_err(|err| format!("failed to receive JWT bundles: {err}"))?;
+    let svids = async {
+        let mut client = workload(&socket).await?;
+        Ok(client.fetch_jwtsvid(request(wanted)).await?.into_inner())
+    };
+    let svids = block_on(within(timeout, svids)).map_err(|err| err.to_string())?;
     let print = if wants_json(flags) {
         print_json(&svids, &bundles, env.out)
     } else {

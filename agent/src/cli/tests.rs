@@ -45,7 +45,10 @@ fn nobody_listens() {
     for (line, start) in [
         (&["api", "fetch"][..], "rpc error: code = Unavailable desc = connection error"),
         (&["api", "fetch", "x509"], "rpc error: code = Unavailable"),
-        (&["api", "fetch", "jwt", "-audience", "a,b"], "rpc error: code = Unavailable"),
+        (
+            &["api", "fetch", "jwt", "-audience", "a,b"],
+            "failed to receive JWT bundles: rpc error: code = Unavailable",
+        ),
         (&["debug", "getinfo"], "Error: rpc error: code = Unavailable"),
         (&["logger", "get"], "Error: error fetching logger: rpc error: code = Unavailable"),
         (&["logger", "reset"], "Error: failed to reset logger: rpc error: code = Unavailable"),
@@ -127,9 +130,15 @@ fn x509_text() {
     };
     let set = x509_text::ReceivedSet::parse(response()).unwrap();
     set.verify(SystemTime::now()).unwrap();
-    let mut out = Vec::new();
-    set.print(Duration::from_millis(1500), &mut out).unwrap();
-    let out = String::from_utf8(out).unwrap();
+    let print = |style| {
+        let mut out = Vec::new();
+        set.print(Duration::from_millis(1500), style, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let watched = print(x509_text::Style::Watch);
+    assert!(!watched.contains("Hint"), "{watched}");
+    assert!(watched.contains("\n[partner.example] CA #1 Valid Until:\t"), "{watched}");
+    let out = print(x509_text::Style::Fetch);
     let until = text::time(identity.svid.not_after());
     assert!(out.starts_with("Received 1 svid after 1.5s\n\nSPIFFE ID:\t\tspiffe://example.org/web\nHint:\t\t\tblue\nSVID Valid After:\t"), "{out}");
     assert!(out.contains(&format!("\nSVID Valid Until:\t{until}\n")), "{out}");

@@ -32,10 +32,15 @@ pub(crate) fn rpc_error(status: &Status) -> String {
     format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
 }
 
-/// A failed connection in the same form.
-pub(crate) fn dial_error(socket: &Path, err: &io::Error) -> String {
+/// The system's error as Go words it: lower case, without the number.
+pub(crate) fn go_io(err: &io::Error) -> String {
     let text = err.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+/// A failed connection in the form of [`rpc_error`].
+pub(crate) fn dial_error(socket: &Path, err: &io::Error) -> String {
+    let text = go_io(err);
     format!(
         "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {text}\"",
         socket.display()

@@ -8,7 +8,7 @@ use svid_proto::workload::X509svidRequest;
 use tonic::Code;
 
 use super::api::{CallError, block_on, request, workload};
-use super::x509_text::ReceivedSet;
+use super::x509_text::{ReceivedSet, Style};
 use super::{Env, socket};
 
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ async fn follow(
     while let Some(response) = stream.message().await? {
         *pause = Duration::ZERO;
         match ReceivedSet::parse(response).and_then(|set| set.verify(SystemTime::now()).map(|()| set)) {
-            Ok(set) => set.print(last.elapsed(), env.out).map_err(|err| CallError::Local(err.to_string()))?,
+            Ok(set) => set.print(last.elapsed(), Style::Watch, env.out).map_err(|err| CallError::Local(err.to_string()))?,
             Err(text) => {
                 env.fail(text);
             }

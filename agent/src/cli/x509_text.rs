@@ -13,6 +13,15 @@ use svid_proto::workload::{X509svid, X509svidResponse};
 
 use super::text::time;
 
+/// The two commands that print a set differ in small things that scripts may have learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// With hints, and foreign trust domains as SPIFFE IDs.
+    Fetch,
+    /// Without hints, and foreign trust domains by name.
+    Watch,
+}
+
 /// One identity as it came.
 pub(super) struct Received {
     pub id: String,
@@ -61,13 +70,17 @@ impl ReceivedSet {
     }
 
     /// Prints what the response holds, and how long it took to come.
-    pub(super) fn print(&self, after: Duration, out: &mut dyn Write) -> io::Result<()> {
+    pub(super) fn print(&self, after: Duration, style: Style, out: &mut dyn Write) -> io::Result<()> {
         let plural = if self.svids.len() == 1 { "" } else { "s" };
         writeln!(out, "Received {} svid{plural} after {}", self.svids.len(), format_go(after))?;
         for svid in &self.svids {
             writeln!(out)?;
-            print_one(svid, out)?;
+            print_one(svid, style, out)?;
             for (name, certs) in &self.federated {
+                let name = match style {
+                    Style::Fetch => name,
+                    Style::Watch => name.strip_prefix("spiffe://").unwrap_or(name),
+                };
                 print_certs(&format!("[{name}] CA"), certs, out)?;
             }
         }
@@ -96,9 +109,9 @@ fn verify_one(svid: &Received, now: SystemTime) -> Result<(), String> {
     x509::verify(&certs, &roots, now).map(|_| ()).map_err(|err| chain(&err).to_string())
 }
 
-fn print_one(svid: &Received, out: &mut dyn Write) -> io::Result<()> {
+fn print_one(svid: &Received, style: Style, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "SPIFFE ID:\t\t{}", svid.id)?;
-    if !svid.hint.is_empty() {
+    if style == Style::Fetch && !svid.hint.is_empty() {
         writeln!(out, "Hint:\t\t\t{}", svid.hint)?;
     }
     let leaf = life(svid.chain.leaf())?;

@@ -116,7 +116,9 @@ pub struct Overlay {
 /// [`ConfigError`].
 pub fn load(path: &Path, overlay: &Overlay) -> Result<Loaded, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => ConfigError::NotFound(path.to_owned()),
+        std::io::ErrorKind::NotFound => {
+            ConfigError::NotFound(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+        }
         _ => ConfigError::Read { path: path.to_owned(), source },
     })?;
     let text = if overlay.expand_env { hcl::expand_env(&text) } else { text };
