@@ -63,7 +63,8 @@ impl FilterParts<'_> {
             spiffe_id: self.spiffe_id.map(spiffe).transpose()?,
             selectors: self.selectors.map(selectors_filter).transpose()?,
             federates_with: self.federates_with.map(federates_filter).transpose()?,
-            downstream: self.downstream,
+            // SPIRE's commands always send this field; there `false` asks for all entries, not for the others.
+            downstream: self.downstream.filter(|only| *only),
         })
     }
 }
@@ -368,5 +369,27 @@ impl Entry for EntryApi {
         let entries = self.0.directory.authorized_entries(&agent, self.0.now_unix());
         let stream = super::entry_sync::serve(call, &self.0.syncs, &agent, entries, request.into_inner())?;
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_true_downstream_filter_filters() {
+        for (given, want) in [(None, None), (Some(false), None), (Some(true), Some(true))] {
+            let parts = FilterParts {
+                spiffe_id: None,
+                parent_id: None,
+                selectors: None,
+                federates_with: None,
+                hint: None,
+                downstream: given,
+            };
+            let filter = parts.parse(&"example.org".parse().unwrap()).unwrap();
+            assert_eq!(filter.downstream, want, "{given:?}");
+        }
     }
 }
