@@ -84,13 +84,19 @@ pub enum JwtError {
     #[error("token was issued in the future")]
     IssuedInFuture,
     /// None of the wanted audiences is in `aud`.
-    #[error("expected audience in {want:?} (audience={got:?})")]
+    #[error("expected audience in {} (audience={})", quoted(want), quoted(got))]
     Audience {
         /// What the caller is.
         want: Vec<String>,
         /// What the token is for.
         got: Vec<String>,
     },
+}
+
+/// A list as Go's `%q` prints it, because SPIRE's error text does.
+fn quoted(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    format!("[{}]", words.join(" "))
 }
 
 /// The JWT keys of a bundle as the Workload API hands them out: plain JWKS, indented by four spaces, without `use`.
