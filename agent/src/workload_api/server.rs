@@ -4,7 +4,7 @@
 //! as an argument (it cannot be forgotten), and streams begin with small buffers.
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,9 +28,10 @@ use tower::{ServiceExt as _, service_fn};
 
 use super::codec::SmallCodec;
 use super::gate::Gate;
+use super::health::Health;
 use super::metrics::SocketMetrics;
 use super::source::IdentitySource;
-use super::{Options, WorkloadApi, health};
+use super::{Options, WorkloadApi};
 use crate::caller::{Attestors, Connection};
 use crate::config::{AgentConfig, RateLimits, SdsConfig};
 use crate::sds::{self, Sds};
@@ -156,6 +157,7 @@ async fn serve_caller(endpoint: Arc<Endpoint>, connection: UnixConn, shutdown: C
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .auto_date_header(false)
         .max_send_buf_size(WINDOW_BYTES as usize);
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(connection), service));
     tokio::select! {
@@ -178,8 +180,7 @@ type BoxedService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infal
 pub(super) struct Endpoint {
     workload: Option<WorkloadApi>,
     sds: Option<Sds>,
-    /// Where the health check asks; `None` without a Workload API, which counts as healthy.
-    probed_socket: Option<PathBuf>,
+    health: Health,
     metrics: SocketMetrics,
     reflection: OnceLock<Option<(BoxedService, BoxedService)>>,
 }
@@ -202,7 +203,7 @@ impl Endpoint {
         Self {
             workload: (!config.disable_workload_api).then_some(workload),
             sds: (!config.disable_sds_api).then(|| Sds::new(gate, config.sds)),
-            probed_socket: (!config.disable_workload_api).then_some(config.socket_path),
+            health: Health::new((!config.disable_workload_api).then_some(config.socket_path)),
             metrics: SocketMetrics::new(&config.metrics),
             reflection: OnceLock::new(),
         }
@@ -241,9 +242,8 @@ impl Endpoint {
         if !request.uri().path().ends_with("/Check") {
             return unimplemented_method(request.uri().path());
         }
-        let socket: Option<&Path> = self.probed_socket.as_deref();
         let codec = SmallCodec::<HealthCheckResponse, _>::default();
-        let check = |request: tonic::Request<_>| health::check(socket, request.into_inner());
+        let check = |request: tonic::Request<_>| self.health.check(request.into_inner());
         tonic::server::Grpc::new(codec).unary(service_fn(check), request).await
     }
 
