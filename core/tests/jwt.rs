@@ -10,8 +10,8 @@ use svid_core::bundle::document::{BundleDocument, DocumentError};
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::jwt::{
-    JwtError, JwtSigner, JwtSvid, MAX_TOKEN_BYTES, ParsedJwt, jwks_json, new_jti, new_kid, sign_jwt_svid,
-    validate,
+    JwtError, JwtSigner, JwtSvid, MAX_AUDIENCE_BYTES, MAX_TOKEN_BYTES, ParsedJwt, jwks_json, new_jti,
+    new_kid, sign_jwt_svid, validate,
 };
 use svid_core::key::{KeyType, LocalKey};
 use svid_core::pem;
@@ -75,6 +75,10 @@ fn signing_refuses_and_caps() {
     let (key, _) = jwt_key(KeyType::EcP256, None);
     assert_eq!(sign(&key, &[]), Err(JwtError::AudienceRequired));
     assert_eq!(sign(&key, &[""]), Err(JwtError::AudienceRequired));
+    let long = "a".repeat(MAX_AUDIENCE_BYTES - 3);
+    assert!(sign(&key, &[&long]).unwrap().token.len() < MAX_TOKEN_BYTES);
+    assert_eq!(sign(&key, &[&long, "b"]), Err(JwtError::AudienceLength));
+    assert_eq!(sign(&key, &["\0".repeat(MAX_AUDIENCE_BYTES / 2).as_str()]), Err(JwtError::AudienceLength));
     let sign = |id: &SpiffeId, ttl, at| sign_jwt_svid(&key, id, &texts(&["a"]), ttl, at, None);
     assert_eq!(sign(&td().id(), MINUTE, now()), Err(JwtError::NoPath));
     assert_eq!(sign(&web(), Duration::ZERO, now()), Err(JwtError::NoLife));

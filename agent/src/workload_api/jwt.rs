@@ -35,6 +35,9 @@ impl WorkloadApi {
         if request.audience.is_empty() {
             return Err(Status::invalid_argument("audience must be specified"));
         }
+        // Tokens are kept, and one caller's must not fill the memory that all share.
+        jwt::check_audience_length(&request.audience)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let wanted = wanted_id(&request.spiffe_id)?;
         let selectors = self.gate.admit(&caller, FETCH_JWT_SVID).await?;
         // The filter comes before the choice, as in SPIRE: an identity that lost its hint cannot be asked for.

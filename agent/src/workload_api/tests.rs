@@ -379,6 +379,9 @@ async fn jwt_svids() {
         })
     };
     refused!(client.fetch_jwtsvid(request(&[], "")), InvalidArgument, "audience must be specified");
+    let long = "a".repeat(svid_core::jwt::MAX_AUDIENCE_BYTES);
+    let refused = client.fetch_jwtsvid(request(&[&long], ""));
+    refused!(refused, InvalidArgument, "audience is too long: 32768 bytes allowed");
     refused!(
         client.fetch_jwtsvid(request(&["a"], "web")),
         InvalidArgument,

@@ -5,7 +5,9 @@ mod sign;
 mod validate;
 
 pub(crate) use jwk::{Jwk, JwkError, spki_to_jwk, to_indented_json};
-pub use sign::{JwtSigner, JwtSvid, new_jti, new_kid, sign_jwt_svid};
+pub use sign::{
+    JwtSigner, JwtSvid, MAX_AUDIENCE_BYTES, check_audience_length, new_jti, new_kid, sign_jwt_svid,
+};
 pub use validate::{JwtKeySource, MAX_TOKEN_BYTES, ParsedJwt, ValidatedJwt, validate};
 
 use crate::bundle::Bundle;
@@ -18,6 +20,9 @@ pub enum JwtError {
     /// No audience was given, or only empty ones.
     #[error("audience is required")]
     AudienceRequired,
+    /// The audiences are longer than [`MAX_AUDIENCE_BYTES`] together.
+    #[error("audience is too long: {MAX_AUDIENCE_BYTES} bytes allowed")]
+    AudienceLength,
     /// The ID names a trust domain, not a workload.
     #[error("SPIFFE ID has no path")]
     NoPath,

@@ -6,9 +6,24 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 
-use super::JwtError;
+use super::{JwtError, MAX_TOKEN_BYTES};
 use crate::id::SpiffeId;
 use crate::key::{KeyError, KeyType, Signer};
+
+/// Most bytes of all audiences of a token together: no verifier reads a token of more than 64 KiB.
+pub const MAX_AUDIENCE_BYTES: usize = 32 * 1024;
+
+/// Room for the signature of RSA-4096 and its dot.
+const MAX_SIGNATURE_CHARS: usize = 1024;
+
+/// Checks the length of a wanted audience.
+/// # Errors
+/// [`JwtError::AudienceLength`].
+pub fn check_audience_length(audience: &[String]) -> Result<(), JwtError> {
+    // Each comes with two quotes and a comma.
+    let length = audience.iter().fold(0usize, |sum, one| sum.saturating_add(one.len().saturating_add(3)));
+    if length > MAX_AUDIENCE_BYTES { Err(JwtError::AudienceLength) } else { Ok(()) }
+}
 
 /// A JWT signing key in use.
 pub struct JwtSigner {
@@ -95,7 +110,8 @@ impl std::fmt::Debug for JwtSvid {
 
 /// Signs a JWT-SVID for `ttl` from `now`, capped at the key's end. Empty audiences are dropped, as SPIRE does.
 /// # Errors
-/// [`JwtError::AudienceRequired`], [`JwtError::NoPath`], [`JwtError::NoLife`], [`JwtError::Time`] or [`JwtError::Key`].
+/// [`JwtError::AudienceRequired`], [`JwtError::AudienceLength`], [`JwtError::NoPath`], [`JwtError::NoLife`],
+/// [`JwtError::Time`] or [`JwtError::Key`].
 pub fn sign_jwt_svid(
     key: &JwtSigner,
     id: &SpiffeId,
@@ -107,6 +123,7 @@ pub fn sign_jwt_svid(
     if id.path().is_empty() {
         return Err(JwtError::NoPath);
     }
+    check_audience_length(audience)?;
     let issued = unix(now)?;
     let expires = unix(now.checked_add(ttl).ok_or(JwtError::Time)?.min(key.not_after))?;
     if expires <= issued {
@@ -118,6 +135,10 @@ pub fn sign_jwt_svid(
     let mut token = String::with_capacity(key.header.len() + claims.len() * 4 / 3 + SIGNATURE_CHARS + 8);
     token.push_str(&key.header);
     B64.encode_string(claims, &mut token);
+    // Escapes may have made the audience longer than it looked.
+    if token.len() > MAX_TOKEN_BYTES - MAX_SIGNATURE_CHARS {
+        return Err(JwtError::AudienceLength);
+    }
     let signature = key.signer.sign_jws(token.as_bytes())?;
     token.push('.');
     B64.encode_string(signature, &mut token);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use svid_core::clock::unix_seconds;
 use svid_core::entry::{Entry, check_dns_name};
 use svid_core::id::SpiffeId;
-use svid_core::jwt::JwtSvid;
+use svid_core::jwt::{JwtSvid, check_audience_length};
 use svid_core::x509::{CsrError, VerifiedCsr, X509Svid};
 use svid_proto::convert::{id_to_wire, require_workload, workload_id, x509_svid_to_wire};
 use svid_proto::spire::api::server::svid::v1::{self as wire, svid_server::Svid};
@@ -196,6 +196,7 @@ impl SvidApi {
         if request.audience.is_empty() {
             return Err(invalid_argument("at least one audience is required"));
         }
+        check_audience_length(request.audience).map_err(|error| invalid_argument(&error.to_string()))?;
         let signed = self.0.ca.sign_jwt(request, self.0.clock.now());
         signed.map_err(|error| match error {
             CaError::EntryExpired => Status::not_found(NOT_AUTHORIZED),
