@@ -27,7 +27,8 @@ fn identifies_ourselves() {
     seen.sort_unstable();
     assert_eq!(seen, groups);
     assert!(caller.is_same_process());
-    assert!(caller.start_time() > 0);
+    let exe = std::fs::metadata("/proc/self/exe").unwrap();
+    assert_eq!(caller.program(), Some((exe.dev(), exe.ino())));
     assert_eq!(caller.exe().unwrap().path, std::env::current_exe().unwrap());
     assert!(!caller.read("cgroup", 1 << 20).unwrap().is_empty());
     assert!(caller.read("status", 10).is_err());
@@ -66,6 +67,13 @@ fn child_connects() {
     let socket = UnixStream::connect(Path::new(&path)).unwrap();
     // Unbuffered, so that what follows is left for the program that takes over.
     nix::unistd::read(std::io::stdin(), &mut [0u8]).unwrap();
+    if let Some(uid) = std::env::var_os("SVID_TEST_SETUID") {
+        nix::unistd::setuid(uid.to_str().unwrap().parse::<u32>().unwrap().into()).unwrap();
+        nix::sys::prctl::set_dumpable(false).unwrap();
+        print!("~");
+        std::io::Write::flush(&mut std::io::stdout()).unwrap();
+        nix::unistd::read(std::io::stdin(), &mut [0u8]).unwrap();
+    }
     if std::env::var_os("SVID_TEST_EXEC").is_some() {
         let error =
             std::os::unix::process::CommandExt::exec(Command::new("/bin/cat").stdin(Stdio::inherit()));
@@ -101,6 +109,45 @@ fn a_replaced_program_is_not_the_caller() {
     assert!(matches!(caller.check(), Err(PeerError::ChangedProgram)));
     drop(input);
     child.wait().unwrap();
+}
+
+/// A process that cannot be dumped keeps its directory, so its user can be told; one that was root and is somebody
+/// else now is refused, although files of its directory still belong to root.
+#[test]
+fn a_process_that_cannot_be_dumped_shows_its_user() {
+    use std::io::{Read, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let us = nix::unistd::geteuid().as_raw();
+    let becomes = if us == 0 { 65534 } else { us };
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "peer::tests::child_connects", "--nocapture"])
+        .env("SVID_TEST_CONNECT", &path)
+        .env("SVID_TEST_SETUID", becomes.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let caller = CallerProcess::identify(server.as_fd()).unwrap();
+    caller.check().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"g").unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut byte = [0u8];
+    while byte[0] != b'~' {
+        output.read_exact(&mut byte).unwrap();
+    }
+    match caller.check() {
+        // Its program cannot be looked at any more by an agent without privileges.
+        Err(PeerError::ChangedProgram) => assert_ne!(us, 0),
+        Err(PeerError::ChangedUser { now_uid, .. }) => assert_eq!((us, now_uid), (0, becomes)),
+        other => panic!("{other:?}"),
+    }
+    drop(input);
+    child.wait().unwrap();
+    assert!(matches!(caller.check(), Err(PeerError::Gone)));
 }
 
 #[tokio::test]
