@@ -73,19 +73,17 @@ impl UnixAttestor {
     }
 
     async fn push_ids(&self, caller: &dyn Caller, values: &mut Vec<String>) {
-        values.push(format!("uid:{}", caller.uid()));
-        if let Some(name) = self.users.of(caller.uid()).await {
-            values.push(format!("user:{name}"));
-        }
-        values.push(format!("gid:{}", caller.gid()));
-        if let Some(name) = self.groups.of(caller.gid()).await {
-            values.push(format!("group:{name}"));
-        }
-        for gid in caller.groups() {
-            values.push(format!("supplementary_gid:{gid}"));
-            if let Some(name) = self.groups.of(*gid).await {
-                values.push(format!("supplementary_group:{name}"));
-            }
+        let (uid, gid, more) = (caller.uid(), caller.gid(), caller.groups());
+        let users = self.users.of(std::iter::once(uid)).await;
+        let groups = self.groups.of(std::iter::once(gid).chain(more.iter().copied())).await;
+        let mut push = |id_kind: &str, id: u32, name_kind: &str, name: Option<&Option<String>>| {
+            values.push(format!("{id_kind}:{id}"));
+            values.extend(name.and_then(Option::as_ref).map(|name| format!("{name_kind}:{name}")));
+        };
+        push("uid", uid, "user", users.first());
+        push("gid", gid, "group", groups.first());
+        for (id, name) in more.iter().zip(groups.iter().skip(1)) {
+            push("supplementary_gid", *id, "supplementary_group", Some(name));
         }
     }
 

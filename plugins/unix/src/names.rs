@@ -98,15 +98,22 @@ impl Names {
         Self { database, known: Mutex::default() }
     }
 
-    /// The name of `id`, if it has one.
-    pub(crate) async fn of(&self, id: u32) -> Option<String> {
+    /// The name of each id, if it has one. The database file is looked at once for all of them.
+    pub(crate) async fn of(&self, ids: impl Iterator<Item = u32> + Send) -> Vec<Option<String>> {
         let (database, stamp, now) = (self.database, self.database.stamp(), Instant::now());
-        if let Some(name) = self.lock().get(id, stamp, now) {
-            return name;
+        let mut names = Vec::new();
+        for id in ids {
+            let known = self.lock().get(id, stamp, now);
+            names.push(match known {
+                Some(name) => name,
+                None => {
+                    let name = tokio::task::spawn_blocking(move || database.look_up(id)).await.ok().flatten();
+                    self.lock().put(id, name.clone(), stamp, now);
+                    name
+                }
+            });
         }
-        let name = tokio::task::spawn_blocking(move || database.look_up(id)).await.ok().flatten();
-        self.lock().put(id, name.clone(), stamp, now);
-        name
+        names
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -158,8 +165,9 @@ mod tests {
 
     #[tokio::test]
     async fn root_has_its_name() {
-        assert_eq!(Names::new(Database::Users).of(0).await.as_deref(), Some("root"));
-        assert_eq!(Names::new(Database::Groups).of(0).await.as_deref(), Some("root"));
-        assert_eq!(Names::new(Database::Users).of(u32::MAX - 7).await, None);
+        let root = || Some("root".to_owned());
+        let ids = || [0, u32::MAX - 7, 0].into_iter();
+        assert_eq!(Names::new(Database::Users).of(ids()).await, [root(), None, root()]);
+        assert_eq!(Names::new(Database::Groups).of(ids()).await, [root(), None, root()]);
     }
 }
