@@ -28,8 +28,10 @@ use crate::workload_api::{self, WorkloadServerConfig};
 
 use facts::LiveFacts;
 
-/// Threads of the runtime: an agent's work is small and must leave the node to its workloads.
-const WORKERS: usize = 2;
+/// Threads of the runtime. One serves the workloads: with more, most of a short call's time goes to handing it from
+/// thread to thread, and the node is the workloads' first. Beside it the main thread keeps up with the server, and what
+/// takes long (keys by the hundred, hashes of files) has threads of its own.
+const WORKERS: usize = 1;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the agent until a signal or a failure ends it. Returns the exit code: 0 after SIGINT or SIGTERM, else 1.
@@ -52,7 +54,7 @@ pub fn run(loaded: Loaded) -> i32 {
         warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS.min(std::thread::available_parallelism().map_or(1, usize::from)))
+        .worker_threads(WORKERS)
         .thread_name("agent")
         .enable_all()
         .build();
@@ -174,16 +176,17 @@ impl Agent {
         let listening = Arc::new(Notify::new());
         listeners.serve_health_once(Arc::clone(&listening), config);
         let server = WorkloadServerConfig { metrics: metrics.clone(), ..WorkloadServerConfig::from(config) };
-        let workload = workload_api::serve(
+        // On the worker: a connection then stays on the thread that accepted it.
+        let workload = tokio::spawn(workload_api::serve(
             server,
             Arc::new(cache.clone()),
             workload_attestors,
             listening,
             self.stop.clone(),
-        );
+        ));
         tokio::select! {
             result = manager.run() => Ok(result?),
-            result = workload => Ok(result?),
+            result = workload => Ok(result??),
             result = self.admin(cache, Arc::new(facts), metrics) => result,
         }
     }
