@@ -115,7 +115,8 @@ pub fn lock_data_dir(dir: &Path) -> Result<DataDirLock, HardenError> {
 }
 
 /// Refuses `dir` when it is a symlink, belongs to neither us nor root, or others can write to it (a sticky
-/// directory of root such as /tmp is fine), and refuses the directories above it on the same grounds.
+/// directory of root such as /tmp is fine), and refuses the directories above it on the same grounds, those of the
+/// path as it is written and those it leads to. A symlink on the way is fine if it is ours or root's.
 ///
 /// # Errors
 /// [`HardenError::Unsafe`] with what to do about it.
@@ -127,9 +128,10 @@ pub fn check_private_dir(dir: &Path) -> Result<(), HardenError> {
     }
     let real = std::fs::canonicalize(dir).map_err(failed)?;
     let us = nix::unistd::geteuid().as_raw();
-    for path in real.ancestors() {
+    let written = dir.ancestors().filter(|path| !path.as_os_str().is_empty());
+    for path in real.ancestors().chain(written) {
         let meta = std::fs::symlink_metadata(path).map_err(failed)?;
-        if !meta.is_dir() {
+        if !meta.is_dir() && !meta.is_symlink() {
             return refuse(path, "is not a directory".into());
         }
         if meta.uid() != us && meta.uid() != 0 {
@@ -140,6 +142,9 @@ pub fn check_private_dir(dir: &Path) -> Result<(), HardenError> {
                     "belongs to uid {uid}, who could replace what is in it; it must belong to uid {us} or root"
                 ),
             );
+        }
+        if meta.is_symlink() {
+            continue; // its mode says nothing
         }
         let sticky_root = meta.mode() & 0o1000 != 0 && meta.uid() == 0;
         let own_group = meta.gid() == 0 || meta.gid() == nix::unistd::getegid().as_raw();
@@ -186,5 +191,18 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&inner, &link).unwrap();
         assert!(check_private_dir(&link).unwrap_err().to_string().contains("symlink"));
+        check_private_dir(&link.join("below")).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            // Whoever owns a link on the way can point it elsewhere later.
+            std::os::unix::fs::lchown(&link, Some(65534), Some(65534)).unwrap();
+            let error = check_private_dir(&link.join("below")).unwrap_err().to_string();
+            assert!(error.contains("belongs to uid 65534"), "{error}");
+        }
+        let open = dir.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        symlink(&inner, open.join("link")).unwrap();
+        set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+        let error = check_private_dir(&open.join("link/below")).unwrap_err().to_string();
+        assert!(error.contains("written by other users"), "{error}");
     }
 }
