@@ -58,7 +58,9 @@ async fn follow(
     while let Some(response) = stream.message().await? {
         *pause = Duration::ZERO;
         match ReceivedSet::parse(response).and_then(|set| set.verify(SystemTime::now()).map(|()| set)) {
-            Ok(set) => set.print(last.elapsed(), Style::Watch, env.out).map_err(|err| CallError::Local(err.to_string()))?,
+            Ok(set) => set
+                .print(last.elapsed(), Style::Watch, env.out)
+                .map_err(|err| CallError::Local(err.to_string()))?,
             Err(text) => {
                 env.fail(text);
             }

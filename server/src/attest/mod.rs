@@ -137,7 +137,8 @@ pub async fn renew(context: &Context, caller: &PeerCert, csr: &[u8]) -> Result<X
     let prepared = context.ca.prepare_agent_x509(authority, agent, key, now);
     let prepared = prepared.map_err(|error| sign_failed(&error))?;
     let expires_at = unix_seconds(prepared.life().not_after);
-    let stored = context.store.renew_node(agent, &caller.serial, &prepared.serial_decimal(), expires_at).await;
+    let stored =
+        context.store.renew_node(agent, &caller.serial, &prepared.serial_decimal(), expires_at).await;
     stored.map_err(|error| match error {
         StoreError::Banned => Status::permission_denied("failed to update agent: agent is banned"),
         error => status::store_or_not_found("failed to update agent", "agent not found", &error),
