@@ -32,12 +32,17 @@ impl<K: Eq + Hash + Clone> Caps<K> {
 
     /// A slot for `key`, or `None` when all are taken.
     pub fn acquire(&self, key: K) -> Option<Slot<K>> {
+        self.acquire_leaving(key, 0)
+    }
+
+    /// A slot for `key`, or `None` when no more than `reserve` are left.
+    pub fn acquire_leaving(&self, key: K, reserve: usize) -> Option<Slot<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(key.clone()).or_default();
-        if *count >= self.limit {
+        let count = taken.get(&key).copied().unwrap_or_default();
+        if count >= self.limit.saturating_sub(reserve) {
             return None;
         }
-        *count += 1;
+        taken.insert(key.clone(), count + 1);
         Some(Slot { key, taken: Arc::clone(&self.taken) })
     }
 }
@@ -69,5 +74,14 @@ mod tests {
         drop(first);
         assert!(caps.acquire("a").is_some());
         assert_eq!(caps.taken.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn some_are_kept_for_others() {
+        let caps = Caps::new(2);
+        let _first = caps.acquire_leaving((), 1).unwrap();
+        assert!(caps.acquire_leaving((), 1).is_none());
+        assert!(caps.acquire(()).is_some());
+        assert!(Caps::new(1).acquire_leaving((), 2).is_none());
     }
 }

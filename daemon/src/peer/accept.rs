@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::server::Connected;
@@ -19,16 +20,30 @@ use crate::log::chain;
 /// Pause after a failed accept, so that a process out of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Most connections of one user.
+const MAX_PER_UID: usize = 4096;
+/// All callers together get this part of the descriptors that the process may have: each costs up to three.
+const PART_OF_DESCRIPTORS: u64 = 8;
+/// What the system allows where it does not say.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
 /// Limits of one socket.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerOptions {
     /// Connections of one user at once.
     pub max_per_uid: usize,
+    /// Connections of all users at once.
+    pub max_total: usize,
+    /// How many of `max_total` only root and this process's own user get.
+    pub reserved: usize,
 }
 
 impl Default for PeerOptions {
+    /// An eighth of the open files that the process may have now, a sixteenth of that reserved.
     fn default() -> Self {
-        Self { max_per_uid: 4096 }
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
+        let max_total = usize::try_from(descriptors / PART_OF_DESCRIPTORS).unwrap_or(usize::MAX);
+        Self { max_per_uid: MAX_PER_UID, max_total, reserved: max_total / 16 }
     }
 }
 
@@ -38,7 +53,7 @@ impl Default for PeerOptions {
 pub struct UnixConn {
     stream: UnixStream,
     caller: Arc<CallerProcess>,
-    _slot: Slot<u32>,
+    _slots: (Slot<u32>, Slot<()>),
 }
 
 impl UnixConn {
@@ -54,13 +69,13 @@ pub fn incoming(
     listener: UnixListener,
     options: PeerOptions,
 ) -> impl Stream<Item = io::Result<UnixConn>> + Send {
-    let caps = Caps::new(options.max_per_uid);
-    futures_util::stream::unfold((listener, caps), |(listener, caps)| async move {
+    let door = Door::new(options);
+    futures_util::stream::unfold((listener, door), |(listener, door)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Some(conn) = admit(stream, &caps) {
-                        return Some((Ok(conn), (listener, caps)));
+                    if let Some(conn) = door.admit(stream) {
+                        return Some((Ok(conn), (listener, door)));
                     }
                 }
                 Err(error) => {
@@ -72,23 +87,53 @@ pub fn incoming(
     })
 }
 
-fn admit(stream: UnixStream, caps: &Caps<u32>) -> Option<UnixConn> {
-    let caller = match CallerProcess::identify(stream.as_fd()) {
-        Ok(caller) => caller,
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "Connection refused: caller could not be identified");
-            return None;
+/// Counts who is in.
+#[derive(Debug)]
+struct Door {
+    by_uid: Caps<u32>,
+    total: Caps<()>,
+    reserved: usize,
+    own_uid: u32,
+}
+
+impl Door {
+    fn new(options: PeerOptions) -> Self {
+        Self {
+            by_uid: Caps::new(options.max_per_uid),
+            total: Caps::new(options.max_total),
+            reserved: options.reserved,
+            own_uid: nix::unistd::geteuid().as_raw(),
         }
-    };
-    let Some(slot) = caps.acquire(caller.uid()) else {
-        tracing::warn!(
-            caller_uid = caller.uid(),
-            caller_pid = caller.pid(),
-            "Connection refused: too many of one user"
-        );
-        return None;
-    };
-    Some(UnixConn { stream, caller: Arc::new(caller), _slot: slot })
+    }
+
+    fn admit(&self, stream: UnixStream) -> Option<UnixConn> {
+        let caller = match CallerProcess::identify(stream.as_fd()) {
+            Ok(caller) => caller,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "Connection refused: caller could not be identified");
+                return None;
+            }
+        };
+        match self.slots(caller.uid()) {
+            Ok(slots) => Some(UnixConn { stream, caller: Arc::new(caller), _slots: slots }),
+            Err(full) => {
+                tracing::warn!(
+                    caller_uid = caller.uid(),
+                    caller_pid = caller.pid(),
+                    "Connection refused: {full}"
+                );
+                None
+            }
+        }
+    }
+
+    /// A place for one more connection of this user, or what there are too many of.
+    fn slots(&self, uid: u32) -> Result<(Slot<u32>, Slot<()>), &'static str> {
+        let of_user = self.by_uid.acquire(uid).ok_or("too many of one user")?;
+        let reserved = if uid == 0 || uid == self.own_uid { 0 } else { self.reserved };
+        let of_all = self.total.acquire_leaving((), reserved).ok_or("too many of all users")?;
+        Ok((of_user, of_all))
+    }
 }
 
 impl Connected for UnixConn {
@@ -132,5 +177,32 @@ impl AsyncWrite for UnixConn {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Door, PeerOptions};
+
+    #[test]
+    fn many_users_leave_places_for_root_and_the_own_user() {
+        let door =
+            Door { own_uid: 7, ..Door::new(PeerOptions { max_per_uid: 1, max_total: 4, reserved: 2 }) };
+        let first = door.slots(1001).unwrap();
+        assert_eq!(door.slots(1001).unwrap_err(), "too many of one user");
+        let _second = door.slots(1002).unwrap();
+        assert_eq!(door.slots(1003).unwrap_err(), "too many of all users");
+        let _root = door.slots(0).unwrap();
+        let _own = door.slots(7).unwrap();
+        drop(first);
+        // One place is free, and it is reserved.
+        assert!(door.slots(1003).is_err());
+    }
+
+    #[test]
+    fn the_usual_limits() {
+        let options = PeerOptions::default();
+        assert!(options.max_total > options.reserved && options.max_per_uid > 0, "{options:?}");
     }
 }

@@ -178,7 +178,7 @@ async fn accepts_identifies_and_caps() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("api.sock");
     let listener = bind_private(&path, 0o777, 0o755).unwrap();
-    let mut incoming = Box::pin(incoming(listener, PeerOptions { max_per_uid: 1 }));
+    let mut incoming = Box::pin(incoming(listener, PeerOptions { max_per_uid: 1, ..PeerOptions::default() }));
     let _first = tokio::net::UnixStream::connect(&path).await.unwrap();
     let conn = incoming.next().await.unwrap().unwrap();
     assert_eq!(conn.caller().pid(), std::process::id());
