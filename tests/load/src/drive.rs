@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::stats::{Failure, Outcome};
 
@@ -56,9 +57,10 @@ pub async fn offered<C: Caller>(callers: Vec<C>, rate: f64, limit: Duration) -> 
     let began = Instant::now();
     let due = (rate * limit.as_secs_f64()).floor() as u64;
     let next = Arc::new(AtomicU64::new(0));
+    let gate = timetable(began, rate, due);
     let mut parts = JoinSet::new();
     for mut caller in callers {
-        let (units, next) = (progress.units(), next.clone());
+        let (units, next, gate) = (progress.units(), next.clone(), gate.clone());
         parts.spawn(async move {
             let mut part = Outcome::default();
             loop {
@@ -66,8 +68,9 @@ pub async fn offered<C: Caller>(callers: Vec<C>, rate: f64, limit: Duration) -> 
                 if number >= due {
                     break;
                 }
+                let Ok(permit) = gate.acquire().await else { break };
+                permit.forget();
                 let at = began + Duration::from_secs_f64(number as f64 / rate);
-                sleep_until(at).await;
                 let Some(made) = limited(&mut caller).await else { break };
                 count(&units, &made);
                 part.add(at.elapsed(), made);
@@ -76,6 +79,21 @@ pub async fn offered<C: Caller>(callers: Vec<C>, rate: f64, limit: Duration) -> 
         });
     }
     gather(parts, began).await
+}
+
+/// Opens the way for one call at each due time. A thread of its own keeps the time: the runtime's timers round up to
+/// whole milliseconds, and that lateness would count as the server's.
+fn timetable(began: Instant, rate: f64, due: u64) -> Arc<Semaphore> {
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, began) = (gate.clone(), began.into_std());
+    std::thread::spawn(move || {
+        for number in 0..due {
+            let at = began + Duration::from_secs_f64(number as f64 / rate);
+            std::thread::sleep(at.saturating_duration_since(std::time::Instant::now()));
+            opened.add_permits(1);
+        }
+    });
+    gate
 }
 
 async fn limited<C: Caller>(caller: &mut C) -> Option<Result<u64, Failure>> {
