@@ -18,6 +18,8 @@ use crate::names::{Database, Names};
 
 /// The plugin's name and the type of its selectors.
 pub const NAME: &str = "unix";
+/// Most supplementary groups of a caller. The kernel allows 65536, and each would be looked up and make two selectors.
+const MAX_GROUPS: usize = 1024;
 
 /// What `plugin_data` may say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +118,13 @@ impl WorkloadAttestor for UnixAttestor {
     }
 
     async fn attest(&self, caller: &dyn Caller) -> Result<Vec<Selector>, PluginError> {
-        let mut values = Vec::with_capacity(8 + 2 * caller.groups().len());
+        let groups = caller.groups().len();
+        if groups > MAX_GROUPS {
+            let message =
+                format!("the caller has {groups} supplementary groups; at most {MAX_GROUPS} are supported");
+            return Err(PluginError::internal(message));
+        }
+        let mut values = Vec::with_capacity(8 + 2 * groups);
         self.push_ids(caller, &mut values).await;
         if self.config.discover_workload_path {
             self.push_executable(caller, &mut values).await?;

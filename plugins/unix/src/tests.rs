@@ -69,6 +69,14 @@ async fn ids_and_names() {
 }
 
 #[tokio::test]
+async fn too_many_groups() {
+    let with = |count| Process { pid: 1, uid: 0, gid: 0, groups: (4_000_000_000..).take(count).collect() };
+    assert!(attest(UnixConfig::default(), &with(1024)).await.is_ok());
+    let refused = attest(UnixConfig::default(), &with(1025)).await.unwrap_err();
+    assert!(refused.message.contains("1025 supplementary groups; at most 1024"), "{refused}");
+}
+
+#[tokio::test]
 async fn this_process_and_a_child() {
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     for pid in [std::process::id(), child.id()] {
