@@ -1,6 +1,7 @@
 //! Node attestation: a connection of its own, without a certificate.
 
 use svid_core::bundle::Bundle;
+use svid_core::id::TrustDomain;
 use svid_core::x509::{CertChain, X509Svid};
 use svid_plugin_api::AgentNodeAttestor;
 use svid_proto::spire::api::server::agent::v1::agent_client::AgentClient;
@@ -25,7 +26,10 @@ pub struct Attested {
 }
 
 /// A connection for one attestation.
-pub struct AttestChannel(Connection);
+pub struct AttestChannel {
+    connection: Connection,
+    trust_domain: TrustDomain,
+}
 
 type Response = svid_proto::spire::api::server::agent::v1::AttestAgentResponse;
 
@@ -34,7 +38,13 @@ impl AttestChannel {
     /// # Errors
     /// [`ClientError::UnknownAuthority`] and [`ClientError::Connect`].
     pub async fn connect(dialer: &Dialer, roots: Option<&SharedRoots>) -> Result<Self, ClientError> {
-        Ok(Self(dialer.connect(roots, None).await?))
+        let connection = dialer.connect(roots, None).await?;
+        Ok(Self { connection, trust_domain: dialer.trust_domain().clone() })
+    }
+
+    /// Whose server this is.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
     }
 
     /// Attests with `attestor`; `csr` carries the new key.
@@ -66,7 +76,8 @@ impl AttestChannel {
         let first = AttestAgentRequest { step: Some(attest_agent_request::Step::Params(params)) };
         // There is room for one, and the receiver is alive.
         let _ = requests.send(first).await;
-        let answer = AgentClient::new(self.0.channel.clone()).attest_agent(ReceiverStream::new(stream)).await;
+        let answer =
+            AgentClient::new(self.connection.channel.clone()).attest_agent(ReceiverStream::new(stream)).await;
         let mut answers: Streaming<Response> = answer.map_err(|status| self.judge(&status))?.into_inner();
         loop {
             let answer = answers.message().await.map_err(|status| self.judge(&status))?;
@@ -88,13 +99,13 @@ impl AttestChannel {
     /// # Errors
     /// [`ClientError`].
     pub async fn bundle(&self) -> Result<Bundle, ClientError> {
-        let timed = tokio::time::timeout(RPC_TIMEOUT, calls::get_bundle(self.0.channel.clone()));
+        let timed = tokio::time::timeout(RPC_TIMEOUT, calls::get_bundle(self.connection.channel.clone()));
         let bundle = timed.await.map_err(|_| ClientError::Timeout(RPC_TIMEOUT))?;
-        calls::read_bundle(&bundle.map_err(|status| self.judge(&status))?)
+        calls::read_bundle(&bundle.map_err(|status| self.judge(&status))?, &self.trust_domain)
     }
 
     fn judge(&self, status: &Status) -> ClientError {
-        match self.0.last_error.take() {
+        match self.connection.last_error.take() {
             Some(error) => error.into(),
             None => ClientError::from_status(status),
         }

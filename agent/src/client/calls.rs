@@ -50,7 +50,7 @@ impl ServerClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn bundle(&self) -> Result<Bundle, ClientError> {
-        read_bundle(&self.call(get_bundle).await?)
+        read_bundle(&self.call(get_bundle).await?, self.dialer().trust_domain())
     }
 
     /// The bundle of a trust domain that some entry federates with; `None` if the server has none or it is
@@ -65,7 +65,7 @@ impl ServerClient {
         let answer = self
             .call(|channel| async move { BundleClient::new(channel).get_federated_bundle(request).await });
         match answer.await {
-            Ok(bundle) => Ok(read_bundle(bundle.get_ref())
+            Ok(bundle) => Ok(read_bundle(bundle.get_ref(), trust_domain)
                 .inspect_err(|error| {
                     tracing::warn!(%error, %trust_domain, "Received malformed bundle from SPIRE server; are the server and agent versions compatible?");
                 })
@@ -114,9 +114,14 @@ pub(super) async fn get_bundle(channel: Channel) -> Result<types::Bundle, Status
     Ok(BundleClient::new(channel).get_bundle(GetBundleRequest::default()).await?.into_inner())
 }
 
-/// A bundle of a server of ours or of SPIRE, which says of its authorities which ones are tainted.
-pub(super) fn read_bundle(wire: &types::Bundle) -> Result<Bundle, ClientError> {
+/// The bundle of `trust_domain` from a server of ours or of SPIRE, which says of its authorities which ones are
+/// tainted. Another trust domain's is refused: its authorities must not speak for this one.
+pub(super) fn read_bundle(wire: &types::Bundle, trust_domain: &TrustDomain) -> Result<Bundle, ClientError> {
     let mut bundle = bundle_from_wire(wire).map_err(|error| ClientError::Malformed(error.to_string()))?;
+    if bundle.trust_domain != *trust_domain {
+        let message = format!("the bundle is that of {}, not of {trust_domain}", bundle.trust_domain);
+        return Err(ClientError::Malformed(message));
+    }
     let tainted = wire.x509_authorities.iter().filter(|authority| authority.tainted);
     let tainted: Vec<&[u8]> = tainted.map(|authority| authority.asn1.as_slice()).collect();
     for authority in &mut bundle.x509_authorities {
@@ -175,4 +180,24 @@ fn may_succeed_later(code: Code) -> bool {
             | Code::InvalidArgument
             | Code::Unimplemented
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use svid_proto::convert::bundle_to_wire;
+
+    use super::*;
+    use crate::testing::TestCa;
+
+    #[test]
+    fn only_the_trust_domain_that_was_asked_for() {
+        let ca = TestCa::new("example.org");
+        let wire = bundle_to_wire(&ca.bundle());
+        assert_eq!(read_bundle(&wire, &ca.trust_domain).unwrap().trust_domain, ca.trust_domain);
+        let refused = read_bundle(&wire, &"other.org".parse().unwrap()).unwrap_err();
+        assert!(
+            matches!(&refused, ClientError::Malformed(message) if message.contains("example.org, not of other.org"))
+        );
+    }
 }
