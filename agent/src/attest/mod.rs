@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use svid_core::bundle::{Bundle, X509Authority};
 use svid_core::clock::Clock;
+use svid_core::id::TrustDomain;
 use svid_core::key::Signer;
 use svid_core::x509::csr::make_csr;
 use svid_core::x509::{CertError, X509Svid};
@@ -319,17 +320,20 @@ pub async fn attest_over(
     let signer = next_key(keys, current).await?;
     let csr = make_csr(&*signer, None, &[])?;
     let attested = channel.attest(plugin, csr).await?;
-    identity_of(attested.svid, signer, attested.reattestable)
+    identity_of(attested.svid, signer, attested.reattestable, channel.trust_domain())
 }
 
-/// Puts SVID and key together, if they belong together.
+/// Puts SVID and key together, if they belong together and the SVID is that of an agent of `trust_domain`.
 /// # Errors
 /// [`ClientError::Malformed`].
 pub fn identity_of(
     svid: X509Svid,
     signer: Arc<dyn Signer>,
     reattestable: bool,
+    trust_domain: &TrustDomain,
 ) -> Result<AgentIdentity, ClientError> {
+    let agent = svid.id().require_agent(trust_domain);
+    agent.map_err(|error| ClientError::Malformed(format!("the agent's SVID: {error}")))?;
     if svid.leaf().public_key_der() != signer.public_key_der() {
         return Err(ClientError::Malformed("the agent's SVID is for another key".into()));
     }
@@ -350,4 +354,38 @@ pub fn waited_for_rebootstrap(
         return Ok(Some(delay));
     };
     Ok(delay.checked_sub(store::since(start, now)).filter(|left| !left.is_zero()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use svid_core::key::{KeyType, LocalKey};
+    use svid_core::x509::{PublicKey, Subject};
+
+    use super::*;
+    use crate::testing::TestCa;
+
+    #[test]
+    fn only_an_agent_of_the_own_trust_domain() {
+        let rows = [
+            ("example.org", "spiffe://example.org/spire/agent/join_token/x", None),
+            ("example.org", "spiffe://example.org/web", Some("the agent's SVID: ")),
+            ("other.org", "spiffe://other.org/spire/agent/join_token/x", Some("the agent's SVID: ")),
+        ];
+        let own: TrustDomain = "example.org".parse().unwrap();
+        for (issuer, id, want) in rows {
+            let key = LocalKey::generate(KeyType::EcP256).unwrap();
+            let public_key = PublicKey::of(&key).unwrap();
+            let ttl = Duration::from_secs(3600);
+            let id = id.parse().unwrap();
+            let svid = TestCa::new(issuer).sign(&id, public_key, ttl, Subject::Spire, SystemTime::now());
+            match (identity_of(svid, key.into_signer(), false, &own), want) {
+                (Ok(identity), None) => assert_eq!(*identity.svid.id(), id),
+                (Err(ClientError::Malformed(message)), Some(part)) => {
+                    assert!(message.starts_with(part), "{message}");
+                }
+                (other, _) => panic!("{id}: {:?}", other.err()),
+            }
+        }
+    }
 }

@@ -139,7 +139,7 @@ impl Rotator {
         let signer = next_key(&*self.keys, Some(&*identity.signer)).await.map_err(ClientError::from)?;
         let csr = make_csr(&*signer, None, &[]).map_err(ClientError::from)?;
         let svid = self.client.renew_agent(csr).await?;
-        let renewed = identity_of(svid, signer, identity.reattestable)?;
+        let renewed = identity_of(svid, signer, identity.reattestable, self.client.dialer().trust_domain())?;
         self.adopt(renewed, "Successfully rotated agent SVID")
     }
 
