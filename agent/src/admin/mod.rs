@@ -18,7 +18,7 @@ use svid_core::id::TrustDomain;
 use svid_core::x509::X509Svid;
 use svid_daemon::log::LogControl;
 use svid_daemon::metrics::Metrics;
-use svid_daemon::peer::{BindError, PeerOptions, bind_private, incoming};
+use svid_daemon::peer::{BindError, PeerOptions, SocketFile, bind_private, incoming};
 use svid_proto::spire::agent::debug::v1::debug_server::DebugServer;
 use svid_proto::spire::api::agent::logger::v1::logger_server::LoggerServer;
 use svid_proto::svid::status::v1::agent_status_server::AgentStatusServer;
@@ -101,6 +101,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
     let listener = bind_private(&config.socket_path, 0o770, 0o750)?;
+    // Also when this future is dropped because the agent fails.
+    let _file = SocketFile::new(&config.socket_path);
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Admin APIs");
     let debug = DebugService::new(cache.clone(), Arc::clone(&facts), config.clock);
     let status = StatusService::new(config.trust_domain, cache, facts);
@@ -117,10 +119,8 @@ pub async fn serve(
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
-    let served = tokio::select! {
-        served = serving => served,
+    tokio::select! {
+        served = serving => Ok(served?),
         () = drained => Ok(()),
-    };
-    let _ = std::fs::remove_file(&config.socket_path);
-    Ok(served?)
+    }
 }

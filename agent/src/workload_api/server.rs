@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
 use svid_daemon::metrics::Metrics;
-use svid_daemon::peer::{BindError, PeerOptions, UnixConn, bind_private, incoming};
+use svid_daemon::peer::{BindError, PeerOptions, SocketFile, UnixConn, bind_private, incoming};
 use svid_proto::FILE_DESCRIPTOR_SET;
 use svid_proto::grpc::health::v1::HealthCheckResponse;
 use tokio::sync::Notify;
@@ -124,6 +124,8 @@ pub async fn serve(
 
     let tasks = TaskTracker::new();
     let mut callers = std::pin::pin!(incoming(listener, PeerOptions::default()));
+    // Also when this future is dropped because the agent fails.
+    let _file = SocketFile::new(&socket);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -139,7 +141,6 @@ pub async fn serve(
     tasks.close();
     // What is still open after that is cut off by the end of the process.
     let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
-    let _ = std::fs::remove_file(&socket);
     Ok(())
 }
 

@@ -554,3 +554,22 @@ async fn a_socket_directory_of_another_user_is_refused() {
         serve(world.config.clone(), source, attestors, Arc::default(), CancellationToken::new()).await;
     assert!(served.is_err());
 }
+
+#[tokio::test]
+async fn an_agent_that_fails_leaves_no_socket() {
+    let world = World::new();
+    let path = world.config.socket_path.clone();
+    let listening = Arc::new(Notify::new());
+    let serving = tokio::spawn(serve(
+        world.config.clone(),
+        Arc::clone(&world.cache) as _,
+        Attestors::new(Vec::new()),
+        Arc::clone(&listening),
+        CancellationToken::new(),
+    ));
+    listening.notified().await;
+    assert!(path.exists());
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    assert!(!path.exists());
+}

@@ -10,7 +10,7 @@ mod sys;
 
 pub use accept::{PeerOptions, UnixConn, incoming};
 pub use caller::{CallerProcess, Exe};
-pub use socket::{BindError, bind_private};
+pub use socket::{BindError, SocketFile, bind_private};
 
 /// Why a caller could not be identified. The connection is closed without an answer.
 #[derive(Debug, thiserror::Error)]

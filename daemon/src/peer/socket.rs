@@ -95,3 +95,22 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         Err(error) => Err(system(error)),
     }
 }
+
+/// Removes the file of a socket when dropped, so that a process that ends on an error leaves none behind either.
+/// Best dropped before the listener: while that is open, nobody else makes a socket at the path.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl SocketFile {
+    /// For a socket that [`bind_private`] just made at `path`.
+    pub fn new(path: &Path) -> Self {
+        Self(path.into())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already, or a stale socket that the next start replaces.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
