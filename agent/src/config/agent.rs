@@ -26,6 +26,14 @@ pub(super) fn text(block: &mut Reader, key: &str, flag: Option<&String>) -> Opti
 
 /// Reads the section. `None` only together with a reported mistake.
 pub(super) fn read(block: &mut Reader, overlay: &Overlay, unknown: Unknown) -> Option<AgentConfig> {
+    let config = read_keys(block, overlay, unknown);
+    // Also after a mistake: unknown keys are listed with the others.
+    block.finish(unknown);
+    config
+}
+
+/// Looks at every key, whatever mistakes there are.
+fn read_keys(block: &mut Reader, overlay: &Overlay, unknown: Unknown) -> Option<AgentConfig> {
     let join_token = join_token(block, overlay);
     let server_address = required(block, "server_address", overlay.server_address.as_ref());
     let server_port = server_port(block, overlay);
@@ -39,7 +47,7 @@ pub(super) fn read(block: &mut Reader, overlay: &Overlay, unknown: Unknown) -> O
     let authorized_delegates = delegates(block, trust_domain.as_ref());
     let profiling_enabled = profiling(block);
     let data_dir = text(block, "data_dir", overlay.data_dir.as_ref()).unwrap_or_else(|| ".".into());
-    let config = AgentConfig {
+    Some(AgentConfig {
         data_dir: data_dir.into(),
         socket_path,
         admin_socket_path,
@@ -75,9 +83,7 @@ pub(super) fn read(block: &mut Reader, overlay: &Overlay, unknown: Unknown) -> O
         server_address: server_address?,
         server_port: server_port?,
         bootstrap: bootstrap?,
-    };
-    block.finish(unknown);
-    Some(config)
+    })
 }
 
 fn required(block: &mut Reader, key: &str, flag: Option<&String>) -> Option<String> {

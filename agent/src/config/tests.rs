@@ -78,7 +78,7 @@ fn the_command_line_wins() {
 
 #[test]
 fn all_mistakes_at_once() {
-    let found = errors("server_port = \"x\"\nlog_level = \"loud\"", "");
+    let found = errors("server_port = \"x\"\nlog_level = \"loud\"\nsocket_pth = \"/s\"", "");
     for want in [
         "server_address must be configured",
         "expected a whole number",
@@ -86,6 +86,7 @@ fn all_mistakes_at_once() {
         "must be configured unless insecure_bootstrap is set",
         "not a valid logrus Level",
         "plugins section must be configured",
+        "unknown configuration key",
     ] {
         assert!(found.iter().any(|message| message.contains(want)), "{want:?} not in {found:?}");
     }
