@@ -358,13 +358,17 @@ impl Svid for SvidApi {
         self.0.limit(&call, 1, "downstream CA signing rate limit").await?;
         let entry = call.downstream.first();
         let entry = entry.ok_or_else(|| Status::internal("caller is not a downstream workload"))?;
+        // The call may have waited in line since it was let in.
+        let now = self.0.clock.now();
+        let entries = self.0.directory.entries_with_spiffe_id(&entry.spec.spiffe_id, unix_seconds(now));
+        let entry = entries.into_iter().find(|entry| entry.spec.downstream);
+        let entry = entry.ok_or_else(|| Status::permission_denied("caller is not a downstream workload"))?;
         if request.csr.is_empty() {
             return Err(invalid_argument("missing CSR"));
         }
         let csr = VerifiedCsr::from_der(&request.csr);
         let csr = csr.map_err(|error| bad_csr(&error, "invalid CSR signature"))?;
         let limit = X509SvidRequest::for_entry(&entry.spec).not_after_limit;
-        let now = self.0.clock.now();
         let signed =
             self.0.ca.sign_downstream_ca(csr.into_public_key(), seconds(request.preferred_ttl), limit, now);
         let ca = signed.map_err(|error| status::ca("failed to sign downstream X.509 CA", &error))?;
