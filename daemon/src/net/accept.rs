@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use nix::sys::resource::{Resource, getrlimit};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -26,6 +27,10 @@ use crate::tls::VerifiedPeer;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that finished their handshake and wait for tonic to take them.
 const READY: usize = 64;
+/// Most connections without a verified certificate, where files are plenty.
+const MAX_UNAUTHENTICATED: usize = 4096;
+/// A full port is logged at most this often.
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Limits of the port.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +40,24 @@ pub struct TcpOptions {
     pub deadline: Duration,
     /// Connections without a verified certificate at once from one address (an IPv6 /64 counts as one).
     pub max_unauthenticated_per_address: usize,
+    /// The same from all addresses together; connections beyond are closed at once.
+    pub max_unauthenticated: usize,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), max_unauthenticated_per_address: 512 }
+        Self {
+            deadline: Duration::from_secs(10),
+            max_unauthenticated_per_address: 512,
+            max_unauthenticated: share_of_files(),
+        }
     }
+}
+
+/// Strangers get a quarter of the open files, so that agents, the database and logs never run out of them.
+fn share_of_files() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(files / 4).unwrap_or(usize::MAX).clamp(1, MAX_UNAUTHENTICATED)
 }
 
 /// Who is at the other end of a TCP connection. Handlers find `Arc<TcpPeer>` in the extensions of requests.
@@ -60,7 +77,53 @@ pub struct TlsConn {
     stream: Gather<TlsStream<TcpStream>>,
     peer: Arc<TcpPeer>,
     waiting: Option<(Progress, Pin<Box<Sleep>>)>,
-    _slot: Option<Slot<IpAddr>>,
+    _place: Option<Place>,
+}
+
+/// What a connection without a verified certificate takes up: one of its address and one of all.
+#[derive(Debug)]
+struct Place {
+    _of_address: Slot<IpAddr>,
+    _of_all: OwnedSemaphorePermit,
+}
+
+/// Hands out places.
+struct Places {
+    by_address: Caps<IpAddr>,
+    all: Arc<Semaphore>,
+    logged: Option<Instant>,
+}
+
+impl Places {
+    fn new(options: &TcpOptions) -> Self {
+        Self {
+            by_address: Caps::new(options.max_unauthenticated_per_address),
+            all: Arc::new(Semaphore::new(options.max_unauthenticated.min(Semaphore::MAX_PERMITS))),
+            logged: None,
+        }
+    }
+
+    fn take(&mut self, remote_addr: SocketAddr) -> Option<Place> {
+        let Some(of_address) = self.by_address.acquire(source_of(remote_addr.ip())) else {
+            tracing::debug!(address = %remote_addr, "Connection refused: too many of one address");
+            return None;
+        };
+        let Ok(of_all) = Arc::clone(&self.all).try_acquire_owned() else {
+            self.log_full(remote_addr);
+            return None;
+        };
+        Some(Place { _of_address: of_address, _of_all: of_all })
+    }
+
+    fn log_full(&mut self, remote_addr: SocketAddr) {
+        if self.logged.is_none_or(|last| last.elapsed() >= FULL_LOG_INTERVAL) {
+            self.logged = Some(Instant::now());
+            tracing::warn!(
+                address = %remote_addr,
+                "Connections refused: too many without a verified certificate"
+            );
+        }
+    }
 }
 
 /// Accepts connections and shakes hands, many at once, with the configuration that `config` gives at that
@@ -82,7 +145,7 @@ async fn accept_loop(
     config: impl Fn() -> Option<Arc<ServerConfig>> + Send + Sync + 'static,
     ready: mpsc::Sender<io::Result<TlsConn>>,
 ) {
-    let caps = Caps::new(options.max_unauthenticated_per_address);
+    let mut places = Places::new(&options);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -96,16 +159,13 @@ async fn accept_loop(
                 continue;
             }
         };
-        let Some(slot) = caps.acquire(source_of(remote_addr.ip())) else {
-            tracing::debug!(address = %remote_addr, "Connection refused: too many of one address");
-            continue;
-        };
+        let Some(place) = places.take(remote_addr) else { continue };
         let Some(config) = config() else { continue };
         let ready = ready.clone();
         tokio::spawn(async move {
             match tokio::time::timeout(options.deadline, handshake(stream, remote_addr, config)).await {
                 Ok(Ok((stream, peer))) => {
-                    let conn = TlsConn::new(stream, peer, slot, options.deadline);
+                    let conn = TlsConn::new(stream, peer, place, options.deadline);
                     // The server may have stopped meanwhile.
                     let _ = ready.send(Ok(conn)).await;
                 }
@@ -145,12 +205,12 @@ fn source_of(address: IpAddr) -> IpAddr {
 }
 
 impl TlsConn {
-    fn new(stream: TlsStream<TcpStream>, peer: TcpPeer, slot: Slot<IpAddr>, deadline: Duration) -> Self {
+    fn new(stream: TlsStream<TcpStream>, peer: TcpPeer, place: Place, deadline: Duration) -> Self {
         let known = peer.peer.is_some();
         let until = if known { Until::Preface } else { Until::FirstRequest };
         let sleep = Box::pin(tokio::time::sleep_until(Instant::now() + deadline));
         let waiting = Some((Progress::new(until), sleep));
-        Self { stream: Gather::new(stream), peer: Arc::new(peer), waiting, _slot: (!known).then_some(slot) }
+        Self { stream: Gather::new(stream), peer: Arc::new(peer), waiting, _place: (!known).then_some(place) }
     }
 
     /// Who is at the other end.
@@ -218,7 +278,7 @@ impl AsyncWrite for TlsConn {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::source_of;
+    use super::{Places, TcpOptions, source_of};
 
     #[test]
     fn one_network_is_one_source() {
@@ -229,5 +289,16 @@ mod tests {
         ] {
             assert_eq!(source_of(address.parse().unwrap()), source.parse::<std::net::IpAddr>().unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn strangers_are_counted_over_all_addresses() {
+        let options = TcpOptions { max_unauthenticated: 2, ..TcpOptions::default() };
+        let mut places = Places::new(&options);
+        let first = places.take("10.0.0.1:1".parse().unwrap()).unwrap();
+        let _second = places.take("10.0.0.2:1".parse().unwrap()).unwrap();
+        assert!(places.take("10.0.0.3:1".parse().unwrap()).is_none());
+        drop(first);
+        assert!(places.take("10.0.0.3:1".parse().unwrap()).is_some());
     }
 }
