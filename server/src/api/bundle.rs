@@ -1,6 +1,6 @@
 //! The Bundle service. Source: `spire-server.md`, 1.7.
 
-use svid_core::bundle::Bundle as CoreBundle;
+use svid_core::bundle::{Bundle as CoreBundle, JwtAuthority};
 use svid_core::id::TrustDomain;
 use svid_proto::convert::{
     apply_bundle_mask, bundle_from_wire, bundle_to_wire, jwt_authorities_from_wire, jwt_authority_to_wire,
@@ -18,6 +18,9 @@ use super::{call_of, service};
 use crate::store::{BundleMask, DeleteMode, StoreError};
 
 service!(BundleApi);
+
+/// Keys that publishing may bring a bundle to: every agent and workload gets them all.
+const MAX_JWT_AUTHORITIES: usize = 1000;
 
 /// What a batch does with a bundle.
 #[derive(Clone, Copy)]
@@ -50,6 +53,18 @@ fn update_mask(mask: Option<&types::BundleMask>) -> BundleMask {
         refresh_hint: mask.refresh_hint,
         sequence_number: mask.sequence_number,
     })
+}
+
+/// A published key has to end, or it would be believed for ever: its publisher may be gone when it is to be removed.
+fn check_published(key: &JwtAuthority, known: &[JwtAuthority], now: i64) -> Result<(), Status> {
+    if key.expires_at <= now {
+        return Err(invalid("invalid JWT authority", "expires_at has to be set and in the future"));
+    }
+    let is_new = known.iter().all(|other| other.key_id != key.key_id);
+    if is_new && known.len() >= MAX_JWT_AUTHORITIES {
+        return Err(Status::resource_exhausted("the bundle has too many JWT authorities"));
+    }
+    Ok(())
 }
 
 fn not_found() -> Status {
@@ -185,6 +200,10 @@ impl Bundle for BundleApi {
         let key = request.jwt_authority.ok_or_else(|| invalid_argument("missing JWT authority"))?;
         let keys =
             jwt_authorities_from_wire(&[key]).map_err(|error| invalid("invalid JWT authority", error))?;
+        let known = self.0.directory.bundle(self.own());
+        let known = known.as_ref().map_or(&[][..], |bundle| &bundle.jwt_authorities);
+        let now = self.0.now_unix();
+        keys.iter().try_for_each(|key| check_published(key, known, now))?;
         let appended = self.0.store.append_bundle(self.own(), Vec::new(), keys).await;
         let bundle = appended.map_err(|error| status::store("failed to publish JWT key", &error))?;
         let jwt_authorities = bundle.jwt_authorities.iter().map(jwt_authority_to_wire).collect();
@@ -294,5 +313,31 @@ impl Bundle for BundleApi {
             results.push(wire::batch_delete_federated_bundle_response::Result { status, trust_domain });
         }
         Ok(Response::new(wire::BatchDeleteFederatedBundleResponse { results }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Code, JwtAuthority, MAX_JWT_AUTHORITIES, check_published};
+
+    #[test]
+    fn published_keys_end_and_are_not_too_many() {
+        let key = |kid: usize, expires_at| JwtAuthority {
+            key_id: kid.to_string(),
+            public_key: [1][..].into(),
+            expires_at,
+            tainted: false,
+        };
+        let full: Vec<_> = (0..MAX_JWT_AUTHORITIES).map(|kid| key(kid, 9)).collect();
+        for (kid, expires_at, known, want) in [
+            (1, 11, &[][..], None),
+            (1, 10, &[], Some(Code::InvalidArgument)),
+            (1, 0, &[], Some(Code::InvalidArgument)),
+            (5000, 11, &full, Some(Code::ResourceExhausted)),
+            (1, 11, &full, None),
+        ] {
+            let refused = check_published(&key(kid, expires_at), known, 10).err();
+            assert_eq!(refused.map(|status| status.code()), want, "{kid} {expires_at}");
+        }
     }
 }
