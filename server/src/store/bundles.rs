@@ -349,7 +349,7 @@ impl Discredit {
     }
 }
 
-/// Removes authorities that ended before a moment.
+/// Removes authorities that ended before a moment. A kind that would have none left keeps them, whatever the other does.
 pub(super) struct Prune {
     pub(super) trust_domain: TrustDomain,
     pub(super) ended_before: i64,
@@ -361,29 +361,32 @@ impl Write for Prune {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let name = self.trust_domain.as_str();
         // A JWT key whose end is not known stays (SPIRE takes it for expired).
-        let emptied: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM svid_authorities WHERE trust_domain = ?1 GROUP BY kind
-                 HAVING count(*) = sum(expires_at > 0 AND expires_at < ?2))",
-        )
-        .bind(name)
-        .bind(self.ended_before)
-        .fetch_one(&mut *tx.conn)
-        .await?;
-        if emptied {
-            return Ok(Err(StoreError::Conflict("would prune all authorities of a kind")));
-        }
         let done = sqlx::query(
-            "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2",
+            "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2
+                 AND kind IN (SELECT kind FROM svid_authorities WHERE trust_domain = ?1 GROUP BY kind
+                     HAVING count(*) > sum(expires_at > 0 AND expires_at < ?2))",
         )
         .bind(name)
         .bind(self.ended_before)
         .execute(&mut *tx.conn)
         .await?;
-        if done.rows_affected() == 0 {
-            return Ok(Ok(false));
+        if done.rows_affected() > 0 {
+            count_up(tx, name).await?;
+            tx.log(Kind::Bundle, name);
+            return Ok(Ok(true));
         }
-        count_up(tx, name).await?;
-        tx.log(Kind::Bundle, name);
-        Ok(Ok(true))
+        // What is left and has ended is all that its kind has.
+        let ended: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM svid_authorities
+                 WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2)",
+        )
+        .bind(name)
+        .bind(self.ended_before)
+        .fetch_one(&mut *tx.conn)
+        .await?;
+        Ok(match ended {
+            true => Err(StoreError::Conflict("would prune all authorities of a kind")),
+            false => Ok(false),
+        })
     }
 }

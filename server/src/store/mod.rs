@@ -411,7 +411,7 @@ impl Store {
 
     /// Removes authorities that ended before a moment; true if something went.
     /// # Errors
-    /// [`StoreError::Conflict`] if no X.509 or no JWT authority would be left.
+    /// [`StoreError::Conflict`] if all that could go is the whole of the X.509 or of the JWT authorities.
     pub async fn prune_bundle(
         &self,
         trust_domain: &TrustDomain,
