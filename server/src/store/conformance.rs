@@ -189,9 +189,16 @@ async fn one_token_one_node(store: Store) {
     }
     assert_eq!(won, 1);
     assert!(matches!(store.attest_node(node(9), 50).await, Err(StoreError::CannotReattest)));
-    store.delete_node(&id("/spire/agent/join_token/t")).await.unwrap();
+    let alias = EntrySpec { parent_id: id("/spire/agent/join_token/t"), ..spec("/nodes/u") };
+    store.create_join_token("t", 100, Some(item(Some("second"), alias)), 7).await.unwrap();
+    store.attest_with_join_token("t", node(201), 50).await.unwrap();
     assert!(
         store.delete_entries(vec!["alias".parse().unwrap()]).await[0].is_err(),
+        "the second alias replaced the first"
+    );
+    store.delete_node(&id("/spire/agent/join_token/t")).await.unwrap();
+    assert!(
+        store.delete_entries(vec!["second".parse().unwrap()]).await[0].is_err(),
         "the alias went with its node"
     );
 

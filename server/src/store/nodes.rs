@@ -86,6 +86,7 @@ const SAVE_AND_CONSUME: &str = concat!(
 impl Write for Attest {
     type Out = Result<(), StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
+        let replaced = self.replaced_alias(tx).await?;
         let sql = if self.token.is_some() { SAVE_AND_CONSUME } else { SAVE };
         let saved = sqlx::query(sql)
             .bind(self.node.id.as_str())
@@ -102,11 +103,24 @@ impl Write for Attest {
             return self.refusal(tx).await.map(Err);
         }
         tx.log(Kind::Node, self.node.id.as_str());
+        if let Some(alias) = replaced {
+            entries::delete(tx, &json(&[alias])?).await?;
+        }
         Ok(Ok(()))
     }
 }
 
 impl Attest {
+    /// The alias entry of a known node in whose place the token's comes: nothing would delete it with the node.
+    async fn replaced_alias(&self, tx: &mut Tx<'_>) -> Result<Option<String>, StoreError> {
+        let Some(token) = &self.token else { return Ok(None) };
+        let alias = sqlx::query_scalar(
+            "SELECT node.alias_entry FROM svid_nodes AS node, svid_join_tokens AS token
+             WHERE node.spiffe_id = ?1 AND token.token = ?2 AND node.alias_entry != token.alias_entry",
+        );
+        Ok(alias.bind(self.node.id.as_str()).bind(token).fetch_optional(&mut *tx.conn).await?)
+    }
+
     /// Why nothing was saved.
     async fn refusal(&self, tx: &mut Tx<'_>) -> Result<StoreError, StoreError> {
         let row = sqlx::query(
