@@ -142,17 +142,6 @@ async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows
         let mut tx = conn.begin().await?;
         rows.bundles.push((name.to_owned(), bundles::read(&mut tx, name).await?));
     }
-    let ids = keys(Kind::Node);
-    if !ids.is_empty() {
-        let sql = concat!(
-            "SELECT ",
-            node_columns!(),
-            " FROM svid_nodes WHERE spiffe_id IN (SELECT value FROM json_each(?1)) ORDER BY spiffe_id"
-        );
-        let found = sqlx::query(sql).bind(json(&ids)?).fetch_all(&mut *conn).await?;
-        let found = found.iter().map(node_from_row).collect::<Result<Vec<_>, _>>()?;
-        rows.nodes = pair(&ids, found, |node| node.id.as_str());
-    }
     let ids = keys(Kind::Entry);
     if !ids.is_empty() {
         let sql = concat!(
@@ -163,6 +152,18 @@ async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows
         let found = sqlx::query(sql).bind(json(&ids)?).fetch_all(&mut *conn).await?;
         let found = found.iter().map(entry_from_row).collect::<Result<Vec<_>, _>>()?;
         rows.entries = pair(&ids, found, |stored| stored.entry.id.as_str());
+    }
+    // Nodes come last: an entry never shows beside an older state of the node that may have it, such as before a ban.
+    let ids = keys(Kind::Node);
+    if !ids.is_empty() {
+        let sql = concat!(
+            "SELECT ",
+            node_columns!(),
+            " FROM svid_nodes WHERE spiffe_id IN (SELECT value FROM json_each(?1)) ORDER BY spiffe_id"
+        );
+        let found = sqlx::query(sql).bind(json(&ids)?).fetch_all(&mut *conn).await?;
+        let found = found.iter().map(node_from_row).collect::<Result<Vec<_>, _>>()?;
+        rows.nodes = pair(&ids, found, |node| node.id.as_str());
     }
     Ok(rows)
 }
