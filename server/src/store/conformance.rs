@@ -440,6 +440,17 @@ async fn foreign_databases_are_refused_untouched() {
 }
 
 #[tokio::test]
+async fn new_files_are_their_owners() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let _store = open(dir.path()).await;
+    for name in ["db", "db-wal", "db-shm"] {
+        let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn without_migration_an_older_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { migrate: false, ..StoreConfig::at(dir.path().join("db")) };

@@ -1,5 +1,9 @@
 //! Opening the file: settings, migrations, and the databases that are refused.
 
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,6 +41,7 @@ pub(super) async fn open(
     migrate: bool,
 ) -> Result<SqliteConnection, StoreError> {
     refuse_foreign(options).await?;
+    create_private(options.get_filename())?;
     let mut conn = options.clone().create_if_missing(true).connect().await?;
     if !migrate {
         refuse_older(&mut conn).await?;
@@ -50,6 +55,15 @@ pub(super) async fn open(
     // another history (a file restored from a copy) take a snapshot.
     sqlx::query("UPDATE svid_log_counter SET epoch = randomblob(16)").execute(&mut conn).await?;
     Ok(conn)
+}
+
+/// Makes a missing file that only its owner can read: SQLite gives its write-ahead log the same mode. A file that is
+/// there is not opened, since closing it again would drop the locks that this process has on it.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(sqlx::Error::Io(error).into()),
+        _ => Ok(()),
+    }
 }
 
 /// `disable_migration`: a database that is there already has to be as this server wants it. A new one is made all the
