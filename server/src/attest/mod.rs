@@ -6,7 +6,7 @@ mod dialogue;
 use std::sync::Arc;
 
 use svid_core::clock::unix_seconds;
-use svid_core::id::SpiffeId;
+use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::{Selector, SelectorSet};
 use svid_core::x509::{PublicKey, VerifiedCsr, X509Svid};
 use svid_plugin_api::ServerNodeAttestor;
@@ -68,13 +68,17 @@ fn selectors(attested: &Attested, id_as_selector: bool) -> Result<SelectorSet, S
 }
 
 /// The rules for IDs that attestors produce.
-fn check_id(context: &Context, attested: &Attested) -> Result<(), Status> {
+fn check_id(trust_domain: &TrustDomain, attested: &Attested) -> Result<(), Status> {
     let id = &attested.id;
-    if *id == context.trust_domain.server_id() {
+    if *id == trust_domain.server_id() {
         return Err(Status::internal("agent ID cannot collide with the server ID"));
     }
-    if let Err(error) = id.require_member(&context.trust_domain) {
+    if let Err(error) = id.require_member(trust_domain) {
         return Err(Status::internal(format!("failed to sign X509 SVID: {error}")));
+    }
+    // SPIRE lets these pass with the warning below. An agent that has a workload's ID could pass for that workload.
+    if !id.path().starts_with("/spire/agent/") {
+        return Err(Status::internal("the node attestor gave an agent ID outside the agents' namespace"));
     }
     if !id.path().starts_with(&format!("/spire/agent/{}/", attested.kind)) {
         tracing::warn!(
@@ -89,7 +93,7 @@ fn check_id(context: &Context, attested: &Attested) -> Result<(), Status> {
 
 /// Prepares the SVID, stores its serial number together with the node, and only then signs.
 async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X509Svid, Status> {
-    check_id(context, attested)?;
+    check_id(&context.trust_domain, attested)?;
     let selectors = selectors(attested, context.agent_spiffe_id_as_selector)?;
     let key = csr_key(csr)?;
     let now = context.clock.now();
@@ -157,4 +161,33 @@ fn log_issued(svid: &X509Svid, why: &'static str) {
         reason = why,
         "Signed agent X509 SVID"
     );
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Attested, check_id};
+
+    #[test]
+    fn agents_stay_in_their_namespace() {
+        let trust_domain = "example.org".parse().unwrap();
+        for (id, is_fine) in [
+            ("spiffe://example.org/spire/agent/x509pop/a", true),
+            ("spiffe://example.org/spire/agent/other/a", true),
+            ("spiffe://example.org/spire/agent", false),
+            ("spiffe://example.org/spire/server", false),
+            ("spiffe://example.org/workload", false),
+            ("spiffe://other.test/spire/agent/x509pop/a", false),
+        ] {
+            let attested = Attested {
+                kind: "x509pop".into(),
+                id: id.parse().unwrap(),
+                selector_values: Vec::new(),
+                can_reattest: false,
+                join_token: None,
+            };
+            let refused = check_id(&trust_domain, &attested).err().map(|status| status.code());
+            assert_eq!(refused, (!is_fine).then_some(tonic::Code::Internal), "{id}");
+        }
+    }
 }
