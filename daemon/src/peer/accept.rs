@@ -23,7 +23,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Most connections of one user.
 const MAX_PER_UID: usize = 4096;
 /// All callers together get this part of the descriptors that the process may have: each costs up to three.
-const PART_OF_DESCRIPTORS: u64 = 8;
+const PART_OF_DESCRIPTORS: u64 = 4;
 /// What the system allows where it does not say.
 const USUAL_DESCRIPTORS: u64 = 1024;
 
@@ -39,11 +39,11 @@ pub struct PeerOptions {
 }
 
 impl Default for PeerOptions {
-    /// An eighth of the open files that the process may have now, a sixteenth of that reserved.
+    /// A quarter of the open files that the process may have now, half of that for one user, a sixteenth reserved.
     fn default() -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
         let max_total = usize::try_from(descriptors / PART_OF_DESCRIPTORS).unwrap_or(usize::MAX);
-        Self { max_per_uid: MAX_PER_UID, max_total, reserved: max_total / 16 }
+        Self { max_per_uid: MAX_PER_UID.min(max_total / 2).max(1), max_total, reserved: max_total / 16 }
     }
 }
 
