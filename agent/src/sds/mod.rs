@@ -1,6 +1,6 @@
 //! Envoy's Secret Discovery Service, version 3: state of the world, incremental and one-shot.
 //!
-//! The protocols are pure state machines ([`sotw`], [`delta`]); this file attests the caller, feeds them with
+//! The protocols are pure state machines (`sotw`, `delta`); this file attests the caller, feeds them with
 //! requests and cache updates, and checks the caller again before each secret goes out.
 
 mod delta;

@@ -1,6 +1,6 @@
 //! The SPIFFE Workload API, and the socket it shares with SDS, health and reflection.
 //!
-//! One connection is one caller, pinned when it was accepted. Every RPC is admitted by the [`gate`]: attested,
+//! One connection is one caller, pinned when it was accepted. Every RPC is admitted by the `gate`: attested,
 //! limited, and checked again before each secret is written.
 
 mod bundles;
