@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::server::Connected;
 
 use super::CallerProcess;
+use super::authority::AuthorityMend;
 use crate::caps::{Caps, Slot};
 use crate::log::chain;
 
@@ -53,6 +54,7 @@ impl Default for PeerOptions {
 pub struct UnixConn {
     stream: UnixStream,
     caller: Arc<CallerProcess>,
+    authority: AuthorityMend,
     _slots: (Slot<u32>, Slot<()>),
 }
 
@@ -115,7 +117,12 @@ impl Door {
             }
         };
         match self.slots(caller.uid()) {
-            Ok(slots) => Some(UnixConn { stream, caller: Arc::new(caller), _slots: slots }),
+            Ok(slots) => Some(UnixConn {
+                stream,
+                caller: Arc::new(caller),
+                authority: AuthorityMend::new(),
+                _slots: slots,
+            }),
             Err(full) => {
                 tracing::warn!(
                     caller_uid = caller.uid(),
@@ -150,7 +157,10 @@ impl AsyncRead for UnixConn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.authority.mend(&mut buf.filled_mut()[before..]);
+        read
     }
 }
 

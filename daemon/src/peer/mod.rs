@@ -4,6 +4,7 @@
 //! `cgroup` and `mountinfo` are open to all unless /proc is mounted with hidepid.
 
 mod accept;
+mod authority;
 mod caller;
 mod socket;
 mod sys;
