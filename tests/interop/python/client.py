@@ -25,4 +25,4 @@ with WorkloadApiClient(socket) as client:
         )
     )
 with X509Source(socket_path=socket) as source:
-    assert str(source.svid.spiffe_id) == str(svid.spiffe_id)
+    assert str(source.get_x509_context().default_svid.spiffe_id) == str(svid.spiffe_id)
