@@ -25,7 +25,7 @@ fn id(path: String) -> Option<Spiffeid> {
 fn entry(name: &str) -> Entry {
     let selector = |n: usize| Selector { r#type: "unix".into(), value: format!("uid:{n}") };
     Entry {
-        spiffe_id: id(format!("/work/{name}")),
+        spiffe_id: id(format!("/job/{name}")),
         parent_id: id("/host".into()),
         selectors: (1..=3).map(selector).collect(),
         dns_names: (1..=3).map(|n| format!("{name}-{n}.example.org")).collect(),
@@ -63,7 +63,7 @@ fn check_entries(entries: Vec<Entry>, acked: &BTreeMap<String, String>) {
     let mut found = BTreeMap::new();
     for held in entries {
         let path = held.spiffe_id.as_ref().expect("an ID").path.clone();
-        let name = path.strip_prefix("/work/").expect("ours").to_owned();
+        let name = path.strip_prefix("/job/").expect("ours").to_owned();
         let wanted = entry(&name);
         let names: BTreeSet<_> = held.dns_names.iter().cloned().collect();
         let selectors: BTreeSet<_> = held.selectors.iter().map(|selector| selector.value.clone()).collect();
