@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use tonic::{Code, Status};
+use svid_daemon::metrics::code_name;
+use tonic::Status;
 
 /// `2006-01-02 15:04:05 +0000 UTC`.
 pub(crate) fn time(at: SystemTime) -> String {
@@ -45,12 +46,4 @@ pub(crate) fn dial_error(socket: &Path, err: &io::Error) -> String {
         "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {text}\"",
         socket.display()
     )
-}
-
-fn code_name(code: Code) -> String {
-    match code {
-        Code::Ok => "OK".into(),
-        Code::Cancelled => "Canceled".into(),
-        other => format!("{other:?}"),
-    }
 }

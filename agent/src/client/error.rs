@@ -10,7 +10,7 @@ use svid_proto::spire::api::types::PermissionDeniedDetails;
 use svid_proto::spire::api::types::permission_denied_details::Reason;
 use tonic::{Code, Status};
 
-pub use svid_daemon::metrics::code_name;
+use svid_daemon::metrics::code_name;
 
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt};
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
-use svid_daemon::metrics::Metrics;
+use svid_daemon::metrics::{Metrics, code_name};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -112,8 +112,7 @@ impl Synchronizer {
         let begun = Instant::now();
         let _turn = self.turn.lock().await;
         let result = self.pass_in_turn().await;
-        let status =
-            result.as_ref().err().map_or("OK", |error| crate::client::error::code_name(error.code()));
+        let status = result.as_ref().err().map_or("OK", |error| code_name(error.code()));
         let key = &["manager", "sync", "fetch_entries_updates"];
         self.metrics.measure_call(key, status, begun.elapsed(), &[]);
         result?;

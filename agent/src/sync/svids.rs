@@ -159,7 +159,7 @@ fn read(entry: &AgentEntry, key: LocalKey, result: MintResult) -> Option<X509Ide
         warn!(
             registration_id = %entry.id,
             spiffe_id = %entry.spiffe_id,
-            status = %crate::client::error::code_name(status.code.into()),
+            status = %code_name(status.code.into()),
             error = %status.message,
             "Failed to mint X509 SVID"
         );
