@@ -38,9 +38,17 @@ pub enum ManagerError {
     /// The disk failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The server put the agent out, and starting again does not help.
+    #[error(transparent)]
+    PutOut(Box<ManagerError>),
 }
 
 impl ManagerError {
+    /// Says that starting again does not help.
+    fn for_good(self) -> Self {
+        Self::PutOut(Box::new(self))
+    }
+
     fn denial(&self) -> Option<&ClientError> {
         match self {
             Self::Sync(SyncError::Denied(error)) | Self::Rotate(RotateError::Denied(error)) => Some(error),
@@ -82,9 +90,12 @@ impl Manager {
             let Err(failure) = self.try_initialize().await else { return Ok(()) };
             self.judge_initial(&failure)?;
             let pause = backoff.next_pause();
-            if matches!(failure, ClientError::Denied { .. }) && failure.deny_reason().is_some()
-                || started.elapsed() + pause > give_up
-            {
+            if let Some(reason) = failure.deny_reason() {
+                let for_good = reason == DenyReason::Banned || !self.client.current_identity().reattestable;
+                let failure = ManagerError::Initialize(failure);
+                return Err(if for_good { failure.for_good() } else { failure });
+            }
+            if started.elapsed() + pause > give_up {
                 return Err(ManagerError::Initialize(failure));
             }
             warn!(error = %failure, retry_interval = ?pause, "Failed to initialize manager");
@@ -141,7 +152,7 @@ impl Manager {
                 Some(DenyReason::Banned) => {
                     warn!(error = %failure, "Agent is banned: removing SVID and shutting down");
                     self.delete_svid();
-                    return Err(failure);
+                    return Err(failure.for_good());
                 }
                 None => {
                     error!(error = %failure, "Cache manager crashed");
@@ -163,16 +174,16 @@ impl Manager {
 
     async fn reattest(&self, failure: ManagerError) -> Result<(), ManagerError> {
         warn!(error = %failure, "Agent needs to re-attest; will attempt to re-attest");
-        let reason = match self.client.current_identity().reattestable {
-            false => "attestation method is not re-attestable".to_owned(),
+        let (reason, for_good) = match self.client.current_identity().reattestable {
+            false => ("attestation method is not re-attestable".to_owned(), true),
             true => match self.rotator.reattest().await {
                 Ok(()) => return Ok(()),
-                Err(reason) => reason.to_string(),
+                Err(reason) => (reason.to_string(), reason.is_refusal()),
             },
         };
         error!(error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
         self.delete_svid();
-        Err(failure)
+        Err(if for_good { failure.for_good() } else { failure })
     }
 
     fn delete_svid(&self) {

@@ -2,11 +2,13 @@
 
 mod facts;
 mod listeners;
+mod passed;
 mod plugins;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use svid_core::clock::Clock;
 use svid_daemon::harden;
 use svid_daemon::log::{LogControl, chain};
@@ -17,16 +19,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::attest::{Attestation, Attestor, Store};
+use crate::attest::{AttestError, Attestation, Attestor, Store};
 use crate::cache::{Cache, CacheOptions};
-use crate::client::{Dialer, ServerClient, SharedRoots};
+use crate::client::{ClientError, Dialer, ServerClient, SharedRoots};
 use crate::config::{AgentConfig, Loaded};
-use crate::manager::Manager;
+use crate::manager::{Manager, ManagerError};
 use crate::rotate::Rotator;
 use crate::sync::{SvidFetcher, SyncOptions, SyncStatus, Synchronizer};
 use crate::workload_api::{self, WorkloadServerConfig};
 
 use facts::LiveFacts;
+use passed::Passed;
 
 /// Threads of the runtime. One serves the workloads: with more, most of a short call's time goes to handing it from
 /// thread to thread, and the node is the workloads' first. Beside it the main thread keeps up with the server, and what
@@ -34,7 +37,12 @@ use facts::LiveFacts;
 const WORKERS: usize = 1;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs the agent until a signal or a failure ends it. Returns the exit code: 0 after SIGINT or SIGTERM, else 1.
+/// The exit code once the server put the agent out for good (sysexits' EX_NOPERM): a service manager that is told not
+/// to restart after it does not loop.
+pub const PUT_OUT: i32 = 77;
+
+/// Runs the agent until a signal or a failure ends it. Returns the exit code: 0 after SIGINT or SIGTERM, [`PUT_OUT`]
+/// once the server refused the agent for good, else 1.
 pub fn run(loaded: Loaded) -> i32 {
     let hardened = match harden::harden() {
         Ok(hardened) => hardened,
@@ -53,6 +61,10 @@ pub fn run(loaded: Loaded) -> i32 {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    let passed = match Passed::take(&loaded.config) {
+        Ok(passed) => passed,
+        Err(error) => return fail(&error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("agent")
@@ -62,7 +74,7 @@ pub fn run(loaded: Loaded) -> i32 {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let result = runtime.block_on(run_until_signal(loaded.config, log));
+    let result = runtime.block_on(run_until_signal(loaded.config, log, passed));
     runtime.shutdown_timeout(Duration::from_secs(1));
     match result {
         Ok(()) => {
@@ -71,9 +83,15 @@ pub fn run(loaded: Loaded) -> i32 {
         }
         Err(error) => {
             error!(error = %chain(error.as_ref()), "Agent crashed");
-            1
+            if is_put_out(&error) { PUT_OUT } else { 1 }
         }
     }
+}
+
+/// Whether the server refused this agent in a way that starting again does not change.
+fn is_put_out(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ManagerError::PutOut(_)))
+        || matches!(error.downcast_ref(), Some(AttestError::Client(ClientError::Denied { .. })))
 }
 
 /// Before there is a log.
@@ -82,7 +100,7 @@ fn fail(error: &dyn std::error::Error) -> i32 {
     1
 }
 
-async fn run_until_signal(config: AgentConfig, log: LogControl) -> Result<(), anyhow::Error> {
+async fn run_until_signal(config: AgentConfig, log: LogControl, passed: Passed) -> Result<(), anyhow::Error> {
     let reopen = log.clone();
     let stop = signals::install(
         || info!("Plugins have nothing to reconfigure"),
@@ -92,12 +110,13 @@ async fn run_until_signal(config: AgentConfig, log: LogControl) -> Result<(), an
             }
         },
     )?;
-    let agent = Agent { config, log, stop: stop.clone(), clock: Clock::system() };
+    let agent = Agent { config, log, passed, stop: stop.clone(), clock: Clock::system() };
     let result = tokio::select! {
         result = agent.run() => result,
         // Whatever is still starting is dropped; what serves gets the time it takes for open calls to end.
         () = async {
             stop.cancelled().await;
+            passed::notify(NotifyState::Stopping);
             tokio::time::sleep(GRACE).await;
         } => Ok(()),
     };
@@ -111,6 +130,7 @@ const GRACE: Duration = Duration::from_secs(3);
 struct Agent {
     config: AgentConfig,
     log: LogControl,
+    passed: Passed,
     stop: CancellationToken,
     clock: Clock,
 }
@@ -175,7 +195,11 @@ impl Agent {
         let facts = LiveFacts::new(manager.client.clone(), cache.clone(), status);
         let listening = Arc::new(Notify::new());
         listeners.serve_health_once(Arc::clone(&listening), config);
-        let server = WorkloadServerConfig { metrics: metrics.clone(), ..WorkloadServerConfig::from(config) };
+        let server = WorkloadServerConfig {
+            metrics: metrics.clone(),
+            passed: self.passed.workload.clone(),
+            ..WorkloadServerConfig::from(config)
+        };
         // On the worker: a connection then stays on the thread that accepted it.
         let workload = tokio::spawn(workload_api::serve(
             server,
@@ -204,6 +228,7 @@ impl Agent {
         };
         let config = admin::AdminConfig {
             socket_path,
+            passed: self.passed.admin.clone(),
             trust_domain: self.config.trust_domain.clone(),
             clock: self.clock.clone(),
             log: self.log.clone(),

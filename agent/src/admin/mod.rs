@@ -8,7 +8,8 @@ pub mod logger;
 mod measure;
 mod status;
 
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use svid_core::id::TrustDomain;
 use svid_core::x509::X509Svid;
 use svid_daemon::log::LogControl;
 use svid_daemon::metrics::Metrics;
-use svid_daemon::peer::{BindError, PeerOptions, SocketFile, bind_private, incoming};
+use svid_daemon::peer::{BindError, PeerOptions, SocketFile, adopt_private, bind_private, incoming};
 use svid_proto::spire::agent::debug::v1::debug_server::DebugServer;
 use svid_proto::spire::api::agent::logger::v1::logger_server::LoggerServer;
 use svid_proto::svid::status::v1::agent_status_server::AgentStatusServer;
@@ -81,6 +82,8 @@ pub enum AdminError {
 pub struct AdminConfig {
     /// Where it lies.
     pub socket_path: PathBuf,
+    /// The socket, if the service manager made it.
+    pub passed: Option<Arc<StdListener>>,
     /// The own trust domain.
     pub trust_domain: TrustDomain,
     /// Where now comes from.
@@ -89,6 +92,18 @@ pub struct AdminConfig {
     pub log: LogControl,
     /// Counts calls.
     pub metrics: Metrics,
+}
+
+/// A passed socket, or one of our own with what removes it: also when this future is dropped because the agent fails.
+fn listen(
+    passed: Option<&StdListener>,
+    path: &Path,
+) -> Result<(tokio::net::UnixListener, Option<SocketFile>), BindError> {
+    let Some(passed) = passed else {
+        return Ok((bind_private(path, 0o770, 0o750)?, Some(SocketFile::new(path))));
+    };
+    let copy = passed.try_clone().map_err(|source| BindError::System { path: path.into(), source })?;
+    Ok((adopt_private(copy, path, 0o770)?, None))
 }
 
 /// Serves the socket until `shutdown`.
@@ -100,9 +115,7 @@ pub async fn serve(
     facts: Arc<dyn AgentFacts>,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
-    let listener = bind_private(&config.socket_path, 0o770, 0o750)?;
-    // Also when this future is dropped because the agent fails.
-    let _file = SocketFile::new(&config.socket_path);
+    let (listener, _file) = listen(config.passed.as_deref(), &config.socket_path)?;
     tracing::info!(address = %config.socket_path.display(), network = "unix", "Starting Admin APIs");
     let debug = DebugService::new(cache.clone(), Arc::clone(&facts), config.clock);
     let status = StatusService::new(config.trust_domain, cache, facts);

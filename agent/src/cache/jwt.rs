@@ -76,7 +76,7 @@ impl JwtCache {
         self.by_use.remove(&slot.used);
         slot.used = self.tick;
         self.by_use.insert(self.tick, *key);
-        match life.renew_at(draw(&slot.svid)) <= now {
+        match life.half(draw(&slot.svid)) <= now {
             true => Lookup::Ageing(slot.svid.clone()),
             false => Lookup::Fresh(slot.svid.clone()),
         }

@@ -124,9 +124,9 @@ fn renewal_keeps_the_old_svid_until_the_new_one_is_there() {
     fixture.fetch(1000);
     let first = subscription.take().unwrap();
     assert!(fixture.fetch(1000).is_empty());
-    fixture.forward(400);
+    fixture.forward(50);
     assert!(fixture.fetch(1000).is_empty());
-    fixture.forward(160);
+    fixture.forward(40);
     assert_eq!(ids(&fixture.cache.current(&selectors(&["unix:uid:1"]))), ["a"]);
     assert_eq!(fixture.fetch(1000), ["a"]);
     let second = subscription.take().unwrap();

@@ -46,6 +46,13 @@ pub enum RenewError {
     Store(#[from] StoreError),
 }
 
+impl RenewError {
+    /// The server answered and said no: it will say so again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Denied { .. }))
+    }
+}
+
 /// Renews the agent's SVID. Clones share everything.
 #[derive(Clone)]
 pub struct Rotator {

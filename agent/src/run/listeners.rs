@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use svid_daemon::config::{HealthConfig, PrometheusConfig};
 use svid_daemon::health::{HealthChecker, State};
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::passed;
 use crate::config::AgentConfig;
 
 /// The health listener waits this long for the APIs. Source: SPIRE.
@@ -91,18 +93,20 @@ impl Listeners {
         });
     }
 
-    /// Remembers that the APIs are there, once they are.
+    /// Remembers that the APIs are there, once they are, and tells the service manager.
     pub(super) fn serve_health_once(&self, listening: Arc<Notify>, config: &AgentConfig) {
         let (started, ready) = (Arc::clone(&self.started), Arc::clone(&self.serve_health));
         if config.disable_workload_api && config.disable_sds_api {
             started.store(true, Ordering::Relaxed);
             ready.notify_one();
+            passed::notify(NotifyState::Ready);
             return;
         }
         tokio::spawn(async move {
             listening.notified().await;
             started.store(true, Ordering::Relaxed);
             ready.notify_one();
+            passed::notify(NotifyState::Ready);
         });
     }
 }

@@ -4,7 +4,8 @@
 //! as an argument (it cannot be forgotten), and streams begin with small buffers.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
 use svid_daemon::metrics::Metrics;
-use svid_daemon::peer::{BindError, PeerOptions, SocketFile, UnixConn, bind_private, incoming};
+use svid_daemon::peer::{
+    BindError, PeerOptions, SocketFile, UnixConn, adopt_private, bind_private, incoming,
+};
 use svid_proto::FILE_DESCRIPTOR_SET;
 use svid_proto::grpc::health::v1::HealthCheckResponse;
 use tokio::sync::Notify;
@@ -43,6 +46,8 @@ const REFLECTION_V1_ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/";
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// Streams of one connection. Envoy opens one per secret.
 const MAX_STREAMS: u32 = 1000;
+/// How long a caller that has sent no request yet may do so once the agent stops.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 const WINDOW_BYTES: u32 = 64 * 1024;
 /// How long open streams may take to end once the agent stops.
@@ -61,6 +66,8 @@ pub enum ServeError {
 pub struct WorkloadServerConfig {
     /// Where it lies.
     pub socket_path: PathBuf,
+    /// The socket, if the service manager made it.
+    pub passed: Option<Arc<StdListener>>,
     /// The own trust domain.
     pub trust_domain: TrustDomain,
     /// Leave the Workload API out.
@@ -87,6 +94,7 @@ impl From<&AgentConfig> for WorkloadServerConfig {
     fn from(config: &AgentConfig) -> Self {
         Self {
             socket_path: config.socket_path.clone(),
+            passed: None,
             trust_domain: config.trust_domain.clone(),
             disable_workload_api: config.disable_workload_api,
             disable_sds_api: config.disable_sds_api,
@@ -117,15 +125,14 @@ pub async fn serve(
         return Ok(());
     }
     let socket = config.socket_path.clone();
-    let listener = bind_private(&socket, 0o777, 0o755)?;
+    // The file is removed also when this future is dropped because the agent fails; a passed one stays.
+    let (listener, _file) = listen(config.passed.as_deref(), &socket)?;
     let endpoint = Arc::new(Endpoint::new(config, source, attestors));
     tracing::info!(address = %socket.display(), network = "unix", "Starting agent APIs");
     listening.notify_one();
 
     let tasks = TaskTracker::new();
     let mut callers = std::pin::pin!(incoming(listener, PeerOptions::default()));
-    // Also when this future is dropped because the agent fails.
-    let _file = SocketFile::new(&socket);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -142,6 +149,18 @@ pub async fn serve(
     // What is still open after that is cut off by the end of the process.
     let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
     Ok(())
+}
+
+/// A passed socket, or one of our own with what removes it.
+fn listen(
+    passed: Option<&StdListener>,
+    path: &Path,
+) -> Result<(tokio::net::UnixListener, Option<SocketFile>), BindError> {
+    let Some(passed) = passed else {
+        return Ok((bind_private(path, 0o777, 0o755)?, Some(SocketFile::new(path))));
+    };
+    let copy = passed.try_clone().map_err(|source| BindError::System { path: path.into(), source })?;
+    Ok((adopt_private(copy, path, 0o777)?, None))
 }
 
 async fn serve_caller(endpoint: Arc<Endpoint>, connection: UnixConn, shutdown: CancellationToken) {
@@ -166,7 +185,14 @@ async fn serve_caller(endpoint: Arc<Endpoint>, connection: UnixConn, shutdown: C
         _ = &mut serving => return,
         () = first_request.notified() => {}
         () = tokio::time::sleep(FIRST_REQUEST) => return,
-        () = shutdown.cancelled() => {}
+        () = shutdown.cancelled() => {
+            // Whoever connected just now still gets an answer: it cannot know, and would take this for a failure.
+            tokio::select! {
+                _ = &mut serving => return,
+                () = first_request.notified() => {}
+                () = tokio::time::sleep(LAST_REQUEST) => return,
+            }
+        }
     }
     tokio::select! {
         _ = &mut serving => return,

@@ -114,6 +114,7 @@ impl World {
         let again = JwtSigner::new("kid-1".into(), Arc::clone(signer.signer()), signer.not_after(), None);
         let dir = tempfile::tempdir().unwrap();
         let config = WorkloadServerConfig {
+            passed: None,
             socket_path: dir.path().join("public/api.sock"),
             trust_domain: ca.trust_domain.clone(),
             disable_workload_api: false,

@@ -11,7 +11,7 @@ mod sys;
 
 pub use accept::{PeerOptions, UnixConn, incoming};
 pub use caller::{CallerProcess, Exe};
-pub use socket::{BindError, SocketFile, bind_private};
+pub use socket::{BindError, SocketFile, adopt_private, bind_private, is_at};
 
 /// Why a caller could not be identified. The connection is closed without an answer.
 #[derive(Debug, thiserror::Error)]

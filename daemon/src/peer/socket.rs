@@ -3,9 +3,10 @@
 use std::fs::{DirBuilder, Permissions, set_permissions, symlink_metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use tokio::net::UnixListener;
 
 use crate::harden::{HardenError, check_private_dir};
@@ -27,6 +28,14 @@ pub enum BindError {
         /// The socket's path.
         path: PathBuf,
         /// What is there.
+        why: &'static str,
+    },
+    /// A socket that was passed in is not what it should be.
+    #[error("cannot use the socket passed in for {path}: {why}", path = .path.display())]
+    Passed {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is wrong with it.
         why: &'static str,
     },
     /// A system call failed.
@@ -58,6 +67,50 @@ pub fn bind_private(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixListene
     // The directory is ours alone, so the path still means the socket just made.
     set_permissions(path, Permissions::from_mode(mode)).map_err(system)?;
     Ok(listener)
+}
+
+/// Takes over a listening socket that somebody else made at `path`, such as systemd. The same rules hold as for
+/// [`bind_private`]: it has to lie at that very path, in a directory that is not others', belong to this process's user
+/// or root, and be open to no more than `mode` says.
+///
+/// # Errors
+/// [`BindError`]. Must be called within a tokio runtime.
+pub fn adopt_private(listener: StdListener, path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+    let system = |source| BindError::System { path: path.into(), source };
+    let refuse = |why| Err(BindError::Passed { path: path.into(), why });
+    let listens = getsockopt(&listener, sockopt::AcceptConn).map_err(|error| system(error.into()))?;
+    let is_stream = getsockopt(&listener, sockopt::SockType).map_err(|error| system(error.into()))?;
+    if !listens || is_stream != SockType::Stream {
+        return refuse("it is not a listening stream socket");
+    }
+    if !is_at(&listener, path) {
+        return refuse("it lies at another path");
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    check_private_dir(dir).map_err(|source| BindError::Directory { path: path.into(), source })?;
+    let meta = symlink_metadata(path).map_err(system)?;
+    if !meta.file_type().is_socket() {
+        return refuse("another file took its place");
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() && meta.uid() != 0 {
+        return refuse("it belongs neither to root nor to this process's user (SocketUser=)");
+    }
+    if meta.mode() & 0o777 & !mode != 0 {
+        return refuse("it is open to more than it may be (SocketMode=)");
+    }
+    listener.set_nonblocking(true).map_err(system)?;
+    UnixListener::from_std(listener).map_err(system)
+}
+
+/// Whether `listener` was bound at `path`, whichever way the directory was named.
+pub fn is_at(listener: &StdListener, path: &Path) -> bool {
+    let real = |path: &Path| {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(std::fs::canonicalize(dir).ok()?.join(path.file_name()?))
+    };
+    let bound = listener.local_addr().ok();
+    let bound = bound.as_ref().and_then(|address| address.as_pathname()).and_then(real);
+    bound.is_some() && bound == real(path)
 }
 
 /// Creates what is missing of `dir`; the mode of the last part does not depend on the umask.

@@ -34,8 +34,28 @@ pub async fn durable_key_manager<F: AsyncFn() -> Arc<dyn KeyManager>>(reopen: F)
     let keys = reopen().await;
     assert!(keys.is_durable(), "says that it is durable");
     let made = keys.generate("a", KeyType::EcP256).await.expect("generate");
+    let wrapped = keys.wrap_secret(b"secret", b"for this").await.expect("wrap");
     drop(keys);
+    if let Some(wrapped) = wrapped {
+        wraps(&*reopen().await, &wrapped).await;
+    }
     let again = reopen().await.get("a").await.expect("get").expect("the key outlives the process");
     assert_eq!(again.public_key_der(), made.public_key_der(), "and is the same");
     assert!(signs(&*again), "and signs");
+}
+
+/// `wrapped` holds `secret` for `for this`.
+async fn wraps(keys: &dyn KeyManager, wrapped: &[u8]) {
+    assert!(!wrapped.windows(6).any(|window| window == b"secret"), "a wrapped secret does not show");
+    let opened = keys.unwrap_secret(wrapped, b"for this").await.expect("unwrap in a later process");
+    assert_eq!(opened.as_slice(), b"secret", "and it is the same");
+    assert!(keys.unwrap_secret(wrapped, b"for that").await.is_err(), "the context counts");
+    for at in 0..wrapped.len() {
+        let mut changed = wrapped.to_vec();
+        changed[at] ^= 1;
+        assert!(keys.unwrap_secret(&changed, b"for this").await.is_err(), "a change is noticed");
+        assert!(keys.unwrap_secret(&wrapped[..at], b"for this").await.is_err(), "so is an end too early");
+    }
+    let again = keys.wrap_secret(b"secret", b"for this").await.expect("wrap again").expect("it can");
+    assert_ne!(again, wrapped, "equal secrets do not show as equal");
 }

@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use svid_core::key::{KeyType, Signer};
 use svid_plugin_api::{KeyManager, PluginError};
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 use crate::file::{self, Keys};
-use crate::{check_id, new_key};
+use crate::{check_id, new_key, wrapping};
 
 /// KeyManager `disk`. One process at a time: the data directory's lock sees to that.
 #[derive(Debug)]
@@ -73,6 +74,16 @@ impl KeyManager for DiskKeyManager {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    async fn wrap_secret(&self, secret: &[u8], context: &[u8]) -> Result<Option<Vec<u8>>, PluginError> {
+        // Held so that two first calls do not make two keys.
+        let _turn = self.keys.lock().await;
+        wrapping::wrap(&self.path, secret, context).map(Some)
+    }
+
+    async fn unwrap_secret(&self, wrapped: &[u8], context: &[u8]) -> Result<Zeroizing<Vec<u8>>, PluginError> {
+        wrapping::unwrap(&self.path, wrapped, context)
     }
 }
 

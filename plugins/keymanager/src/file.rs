@@ -33,7 +33,7 @@ pub(crate) fn read(path: &Path) -> Result<Keys, PluginError> {
     decode(&bytes).map_err(|reason| PluginError::internal(format!("{}: {reason}", path.display())))
 }
 
-fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PluginError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PluginError> {
     let fail =
         |what: &str| PluginError::internal(format!("unable to read keys from {}: {what}", path.display()));
     let mut options = OpenOptions::new();
@@ -96,7 +96,7 @@ fn decode_key(id: &str, text: &str) -> Result<LocalKey, String> {
 /// Replaces the file: whole and durable, or not at all.
 pub(crate) fn write(path: &Path, keys: &Keys) -> Result<(), PluginError> {
     let text = encode(keys);
-    replace(path, &text).map_err(|error| {
+    replace(path, text.as_bytes()).map_err(|error| {
         PluginError::internal(format!("unable to write keys to {}: {error}", path.display()))
     })
 }
@@ -119,7 +119,8 @@ fn encode(keys: &Keys) -> Zeroizing<String> {
     text
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+/// Temporary name, fsync, rename, fsync of the directory.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = parent(path);
     let temporary = temporary(path);
     // Left behind by a process that was killed here.
@@ -130,7 +131,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(&temporary)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     File::open(dir)?.sync_all()

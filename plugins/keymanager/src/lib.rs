@@ -4,6 +4,7 @@ mod disk;
 mod file;
 mod memory;
 mod observed;
+mod wrapping;
 
 pub use disk::DiskKeyManager;
 pub use memory::MemoryKeyManager;

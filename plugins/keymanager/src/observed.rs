@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use svid_core::key::{KeyError, KeyType, Signer};
 use svid_plugin_api::{KeyManager, PluginError};
+use zeroize::Zeroizing;
 
 /// What a key manager was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,14 @@ impl KeyManager for ObservedKeyManager {
 
     fn is_durable(&self) -> bool {
         self.inner.is_durable()
+    }
+
+    async fn wrap_secret(&self, secret: &[u8], context: &[u8]) -> Result<Option<Vec<u8>>, PluginError> {
+        self.inner.wrap_secret(secret, context).await
+    }
+
+    async fn unwrap_secret(&self, wrapped: &[u8], context: &[u8]) -> Result<Zeroizing<Vec<u8>>, PluginError> {
+        self.inner.unwrap_secret(wrapped, context).await
     }
 }
 

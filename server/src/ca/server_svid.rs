@@ -106,7 +106,7 @@ fn make(config: &CaConfig, snapshot: &CaSnapshot, now: SystemTime) -> Result<Ser
 /// When an identity has to be replaced: around half of its life; once another authority took over also soon after
 /// that one was prepared, or at once if the identity's own authority is tainted.
 fn due_at(identity: &ServerIdentity, snapshot: &CaSnapshot, now: SystemTime) -> SystemTime {
-    let half = identity.svid.life().renew_at(draw(&identity.svid));
+    let half = identity.svid.life().half(draw(&identity.svid));
     match snapshot.x509.active() {
         Some(active) if active.info.authority_id == identity.authority_id => half,
         Some(_) if snapshot.is_tainted(&identity.authority_id) => now,
