@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::envoy::EnvoyCommand;
+
 /// Where SPIRE's server puts its admin socket.
 const SERVER_SOCKET: &str = "/tmp/spire-server/private/api.sock";
 /// Where SPIRE's agent puts its Workload API socket.
@@ -89,6 +91,9 @@ pub enum Command {
     /// What the agent's socket gives this process, and what a file holds
     #[command(subcommand)]
     Svid(SvidCommand),
+    /// Configurations for Envoy that live off the agent's socket
+    #[command(subcommand)]
+    Envoy(EnvoyCommand),
 }
 
 /// Registration entries.

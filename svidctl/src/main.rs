@@ -1,10 +1,11 @@
-//! The tool people look through: status, entries, agents, SVIDs.
+//! The tool people look through: status, entries, agents, SVIDs. It also writes configurations for Envoy.
 
 mod agents;
 mod args;
 mod authorized;
 mod connect;
 mod entries;
+mod envoy;
 mod render;
 mod status;
 mod status_gather;
@@ -48,5 +49,6 @@ async fn run(args: &Args, screen: &mut Screen) -> Result<(), Failure> {
         Command::Entry(command) => entries::run(args, command, screen).await,
         Command::Agent(command) => agents::run(args, command, screen).await,
         Command::Svid(command) => svid::run(args, command, screen).await,
+        Command::Envoy(command) => envoy::run(args, command, screen),
     }
 }
