@@ -110,6 +110,12 @@ plugins {{
         self.process = Some(process);
     }
 
+    /// Takes a program that was started by other means, such as inside a network namespace, and waits until it serves.
+    pub async fn adopt(&mut self, mut process: Process) {
+        process.wait_for("Starting agent APIs").await;
+        self.process = Some(process);
+    }
+
     /// The running program.
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("running")

@@ -7,6 +7,7 @@ pub mod caller;
 pub mod calls;
 pub mod client;
 pub mod envoy;
+pub mod netns;
 pub mod pki;
 pub mod process;
 pub mod server;

@@ -1,4 +1,7 @@
 //! Foreign programs against our sockets: a real Envoy, the PyPI client, go-spiffe. They run when `./test` says so.
 
+mod bootstrap;
 mod clients;
 mod envoy;
+mod machines;
+mod mesh;

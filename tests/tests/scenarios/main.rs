@@ -4,3 +4,4 @@ mod cli;
 mod entries;
 mod mainline;
 mod restart;
+mod units;
