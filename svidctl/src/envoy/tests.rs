@@ -115,7 +115,7 @@ fn names(value: &Value) -> Vec<&str> {
     value.as_array().into_iter().flatten().filter_map(|item| item["name"].as_str()).collect()
 }
 
-fn common_tls<'a>(owner: &'a Value) -> &'a Value {
+fn common_tls(owner: &Value) -> &Value {
     &owner["transport_socket"]["typed_config"]["common_tls_context"]
 }
 
