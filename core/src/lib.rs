@@ -9,6 +9,7 @@ pub mod hcl;
 pub mod id;
 pub mod jwt;
 pub mod key;
+pub mod libpq;
 pub mod pem;
 pub mod rotation;
 pub mod selector;

@@ -9,6 +9,7 @@ pub mod client;
 pub mod envoy;
 pub mod netns;
 pub mod pki;
+pub use svid_test_postgres as postgres;
 pub mod process;
 pub mod server;
 pub mod x509pop;

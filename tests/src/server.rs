@@ -19,6 +19,25 @@ pub struct ServerOptions {
     pub top: String,
     /// Another trust domain than [`TRUST_DOMAIN`].
     pub trust_domain: Option<String>,
+    /// A connection string of PostgreSQL, instead of a SQLite file.
+    pub postgres: Option<String>,
+}
+
+impl ServerOptions {
+    /// The usual server on a PostgreSQL database.
+    pub fn on(database: &crate::postgres::Database) -> Self {
+        Self { postgres: Some(database.connection_string()), ..Self::default() }
+    }
+
+    fn data_store(&self, dir: &Path) -> String {
+        match &self.postgres {
+            Some(text) => format!(r#"database_type = "postgres" connection_string = "{text}""#),
+            None => format!(
+                r#"database_type = "sqlite3" connection_string = "{}/data/datastore.sqlite3""#,
+                dir.display()
+            ),
+        }
+    }
 }
 
 /// A running server.
@@ -36,6 +55,11 @@ impl Server {
     /// Starts a server with the usual configuration.
     pub async fn start() -> Self {
         Self::start_with(ServerOptions::default()).await
+    }
+
+    /// Starts a server on a PostgreSQL database.
+    pub async fn on(database: &crate::postgres::Database) -> Self {
+        Self::start_with(ServerOptions::on(database)).await
     }
 
     /// Starts a server and waits until it serves on both sockets.
@@ -80,7 +104,7 @@ impl Server {
     {server}
 }}
 plugins {{
-    DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{dir}/data/datastore.sqlite3" }} }}
+    DataStore "sql" {{ plugin_data {{ {data_store} }} }}
     NodeAttestor "join_token" {{ plugin_data {{}} }}
     KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/data/keys.json" }} }}
     {plugins}
@@ -91,6 +115,7 @@ plugins {{
             socket = self.socket().display(),
             td = self.trust_domain,
             dir = self.path().display(),
+            data_store = options.data_store(self.path()),
             server = options.server,
             plugins = options.plugins,
             top = options.top,

@@ -1,5 +1,6 @@
 //! The server's configuration: SPIRE's HCL, read into one struct that was checked, with all mistakes at once.
 
+mod data_store;
 mod federation;
 mod flags;
 mod plugins;
@@ -17,7 +18,7 @@ use svid_daemon::config::{HealthConfig, LogConfig, TelemetryConfig};
 use svid_daemon::log::LogOptions;
 
 pub use flags::{FlagError, RunFlags};
-pub use plugins::{DataStore, KeyManagerChoice, NodeAttestorChoice, Plugins, UpstreamChoice};
+pub use plugins::{KeyManagerChoice, NodeAttestorChoice, Plugins, UpstreamChoice};
 
 /// Where SPIRE looks for the file when no flag names one, relative to the working directory.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -199,8 +200,7 @@ fn finish(config: Option<ServerConfig>, report: Report) -> Result<Loaded, Config
 fn read_file(file: &mut Reader, flags: &RunFlags) -> Option<ServerConfig> {
     let had_plugins = file.has("plugins");
     let server = file.block("server", |server| section::read(server, flags));
-    let data_dir = server.as_ref().and_then(|server| server.data_dir.clone());
-    let plugins = plugins::read(file, data_dir.as_deref());
+    let plugins = plugins::read(file);
     let telemetry = TelemetryConfig::read(file);
     let health = HealthConfig::read(file);
     if !had_plugins {

@@ -1,31 +1,23 @@
 //! The `plugins` section: which implementation stands behind each plugin type.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use svid_core::hcl::{Body, Reader, Unknown, decode};
+
+use super::data_store;
+use crate::store::StoreConfig;
 
 /// The plugins, by type.
 #[derive(Clone, Debug)]
 pub struct Plugins {
     /// Where state is kept.
-    pub data_store: DataStore,
+    pub data_store: StoreConfig,
     /// Where private keys are kept.
     pub key_manager: KeyManagerChoice,
     /// Who signs this server's CA; it signs itself when absent.
     pub upstream: Option<UpstreamChoice>,
     /// How nodes prove what they are, in the file's order.
     pub node_attestors: Vec<NodeAttestorChoice>,
-}
-
-/// Where state is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataStore {
-    /// `sqlite3`.
-    pub database_type: String,
-    /// As the database's driver in SPIRE reads it.
-    pub connection_string: String,
-    /// The schema is left alone.
-    pub disable_migration: bool,
 }
 
 /// Where private keys are kept.
@@ -101,18 +93,18 @@ struct Block {
 
 #[derive(Default)]
 struct Found {
-    data_store: Vec<DataStore>,
+    data_store: Vec<StoreConfig>,
     key_managers: Vec<KeyManagerChoice>,
     upstreams: Vec<UpstreamChoice>,
     node_attestors: Vec<NodeAttestorChoice>,
 }
 
 /// `None` only together with a recorded mistake.
-pub(super) fn read(file: &mut Reader, data_dir: Option<&Path>) -> Option<Plugins> {
+pub(super) fn read(file: &mut Reader) -> Option<Plugins> {
     let mut found = Found::default();
     file.blocks_labelled_twice("plugins", |kind, name, r| {
         if let Some(block) = read_block(kind, name, r) {
-            choose(r, &block, &mut found, data_dir);
+            choose(r, &block, &mut found);
         }
     });
     one(file, "DataStore", found.data_store.len(), true);
@@ -176,9 +168,12 @@ fn read_data_file(r: &mut Reader, path: &str) -> Option<Body> {
     body.map_err(|message| r.error("plugin_data_file", message)).ok()
 }
 
-fn choose(r: &mut Reader, block: &Block, found: &mut Found, data_dir: Option<&Path>) {
+fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
     match (block.kind.as_str(), block.name.as_str()) {
-        ("DataStore", "sql") => found.data_store.extend(data(r, &block.data, |data| sql(data, data_dir))),
+        ("DataStore", "sql") => {
+            let nested = data_store::nested_type(&block.data);
+            found.data_store.extend(data(r, &block.data, |data| data_store::read(data, nested)));
+        }
         ("KeyManager", "memory") => found.key_managers.push(KeyManagerChoice::Memory),
         ("KeyManager", "disk") => found.key_managers.extend(data(r, &block.data, disk_keys)),
         ("UpstreamAuthority", "disk") => found.upstreams.extend(data(r, &block.data, upstream_disk)),
@@ -205,36 +200,6 @@ fn data<T>(r: &mut Reader, body: &Body, read: impl FnOnce(&mut Reader) -> Option
         r.error("plugin_data", problem.to_string());
     }
     value.filter(|_| report.errors.is_empty())
-}
-
-fn sql(r: &mut Reader, data_dir: Option<&Path>) -> Option<DataStore> {
-    let database_type = r.string("database_type").unwrap_or_default();
-    let given = r.string("connection_string").unwrap_or_default();
-    let store = DataStore {
-        database_type: database_type.clone(),
-        connection_string: match (given.is_empty(), data_dir) {
-            (true, Some(dir)) => dir.join("datastore.sqlite3").display().to_string(),
-            _ => given.clone(),
-        },
-        disable_migration: r.bool("disable_migration").unwrap_or_default(),
-    };
-    let tuning = ["max_open_conns", "max_idle_conns", "conn_max_lifetime", "log_sql"];
-    r.ignored(&tuning, "has no effect: the pool sizes itself");
-    r.ignored(&["ro_connection_string"], "has no effect with SQLite, as in SPIRE");
-    r.ignored(&["root_ca_path", "client_cert_path", "client_key_path"], "has no effect with SQLite");
-    match database_type.as_str() {
-        "" => r.error("database_type", "database_type must be set"),
-        "sqlite3" if given.is_empty() => r.error("connection_string", "connection_string must be set"),
-        "sqlite3" => return Some(store),
-        "postgres" | "mysql" | "aws_postgres" | "aws_mysql" => {
-            r.error(
-                "database_type",
-                format!("{database_type:?} is not built into this server yet; use \"sqlite3\""),
-            );
-        }
-        other => r.error("database_type", format!("unsupported database_type: {other}")),
-    }
-    None
 }
 
 fn disk_keys(r: &mut Reader) -> Option<KeyManagerChoice> {

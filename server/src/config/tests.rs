@@ -60,7 +60,15 @@ fn mistakes_have_lines_and_spires_words() {
     refused("ca_ttl = \"72h\"", "ca_ttl = \"72\"", &["line 8", "server.ca_ttl"]);
     refused("ca_ttl", "ca_ttll", &["line 8", "unknown configuration key"]);
     refused("attestation = false", "attest = false", &["unknown configuration key"]);
-    refused("\"sqlite3\"", "\"postgres\"", &["not built into this server yet"]);
+    refused("\"sqlite3\"", "\"mysql\"", &["not built into this server; use \"postgres\""]);
+    refused("\"sqlite3\"", "\"oracle\"", &["unsupported database_type: oracle"]);
+    refused("database_type = \"sqlite3\"", "database_type \"aws_postgres\" { region = \"x\" }", &["IAM"]);
+    refused(
+        "\"sqlite3\"",
+        "\"postgres\"",
+        &["line 14", "connection_string: missing \"=\" after key number 1"],
+    );
+    refused("/tmp/data/x.sqlite3", ":memory:", &["a database in memory is lost"]);
     refused(
         "KeyManager \"memory\"",
         "KeyManager \"aws_kms\"",

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Shared;
 use super::state::State;
 use super::watch::lock;
-use crate::store::{Changes, MAX_LINES, StoreError};
+use crate::store::{Changes, MAX_LINES, Reload, StoreError};
 
 /// The log is read this often even if nothing woke us: shows a database that went away or was replaced.
 const POLL: Duration = Duration::from_secs(5);
@@ -109,19 +109,28 @@ impl Shared {
                         break;
                     }
                 }
-                Changes::Reload { history_changed } => self.reload(history_changed).await?,
+                Changes::Reload(why) => self.reload(cursor.position.epoch, why).await?,
             }
         }
         *lock(&self.contact) = std::time::Instant::now();
         Ok(())
     }
 
-    async fn reload(&self, history_changed: bool) -> Result<(), StoreError> {
-        if history_changed {
-            tracing::error!(
-                "The database holds another history than before (a restored copy?): loading it anew"
-            );
-            self.store.new_epoch().await?;
+    async fn reload(&self, epoch: [u8; 16], why: Reload) -> Result<(), StoreError> {
+        match why {
+            Reload::Pruned => tracing::info!("The change log was pruned meanwhile: loading everything anew"),
+            Reload::OtherEpoch => {
+                tracing::warn!("The database's history has a new epoch: loading everything anew");
+            }
+            Reload::Rewritten => {
+                tracing::error!(
+                    "The database holds another history than before (a restored copy, or a standby that was promoted \
+                     without the last writes?): loading everything anew. Changes made shortly before may be lost"
+                );
+                // For agents and other servers whose position looks the same in both histories. Whoever notices first
+                // writes it, so that servers do not take turns.
+                self.store.new_epoch(epoch).await?;
+            }
         }
         let mut fresh = State::new(&self.trust_domain);
         // A promotion that is not written yet still holds; loading a node looks for it.

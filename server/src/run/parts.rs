@@ -20,7 +20,7 @@ use crate::attest::Attestors;
 use crate::ca::{CaConfig, CaSubject};
 use crate::config::{KeyManagerChoice, NodeAttestorChoice, ServerConfig, UpstreamChoice};
 use crate::directory::Directory;
-use crate::store::{HousekeepingOptions, ServerClaim, Store, StoreConfig, housekeeping as sweep};
+use crate::store::{HousekeepingOptions, ServerClaim, Store, housekeeping as sweep};
 
 /// A server that was not heard of for this long is gone.
 const LEASE: Duration = Duration::from_secs(90);
@@ -54,10 +54,7 @@ pub(super) fn server_id(data_dir: &Path) -> Result<String, RunError> {
 }
 
 pub(super) async fn open_store(config: &ServerConfig) -> Result<Store, RunError> {
-    let data_store = &config.plugins.data_store;
-    let mut store = StoreConfig::sqlite(&data_store.connection_string)?;
-    store.migrate = !data_store.disable_migration;
-    Ok(Store::open(&store, &config.trust_domain).await?)
+    Ok(Store::open(&config.plugins.data_store, &config.trust_domain).await?)
 }
 
 /// What the kernel calls this machine.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_lc_rs::digest;
-use sqlx::{Row, SqliteConnection};
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::clock::unix_seconds;
 use svid_core::id::TrustDomain;
 
 use super::codec::json;
+use super::db::{Conn, Sql, args};
 use super::entries;
 use super::writer::{Tx, Write};
 use super::{AuthorityRef, BundleMask, DeleteMode, Kind, StoreError};
@@ -17,32 +17,29 @@ use super::{AuthorityRef, BundleMask, DeleteMode, Kind, StoreError};
 const X509: i64 = 1;
 const JWT: i64 = 2;
 
-/// Reads one bundle; authorities come in the order in which they were added.
-pub(super) async fn read(conn: &mut SqliteConnection, name: &str) -> Result<Option<Bundle>, StoreError> {
-    let head = sqlx::query("SELECT refresh_hint, sequence_number FROM svid_bundles WHERE trust_domain = ?1")
-        .bind(name)
-        .fetch_optional(&mut *conn)
-        .await?;
-    let Some(head) = head else { return Ok(None) };
+/// Reads one bundle, in one statement and so as it was at one moment; authorities come in the order in which they
+/// were added.
+pub(super) async fn read(conn: &mut Conn, name: &str) -> Result<Option<Bundle>, StoreError> {
+    let sql = "SELECT refresh_hint, sequence_number, kind, key_id, data, expires_at, tainted
+         FROM svid_bundles AS bundle LEFT JOIN svid_authorities AS authority
+             ON authority.trust_domain = bundle.trust_domain
+         WHERE bundle.trust_domain = $1 ORDER BY authority.row";
+    let rows = conn.fetch_all(sql, args![name]).await?;
+    let Some(head) = rows.first() else { return Ok(None) };
     let bad = |why: &dyn std::fmt::Display| StoreError::corrupt("bundle", why);
     let mut bundle = Bundle::empty(name.parse::<TrustDomain>().map_err(|e| bad(&e))?);
-    bundle.refresh_hint = Duration::from_secs(head.try_get::<i64, _>(0)?.unsigned_abs());
-    bundle.sequence_number = head.try_get::<i64, _>(1)?.cast_unsigned();
-    let rows = sqlx::query(
-        "SELECT kind, key_id, data, expires_at, tainted FROM svid_authorities WHERE trust_domain = ?1 ORDER BY row",
-    )
-    .bind(name)
-    .fetch_all(&mut *conn)
-    .await?;
+    bundle.refresh_hint = Duration::from_secs(head.get::<i64>(0)?.unsigned_abs());
+    bundle.sequence_number = head.get::<i64>(1)?.cast_unsigned();
     for row in &rows {
-        let data: &[u8] = row.try_get(2)?;
-        let tainted: bool = row.try_get(4)?;
-        if row.try_get::<i64, _>(0)? == X509 {
+        let Some(kind) = row.get::<Option<i64>>(2)? else { continue }; // no authority at all
+        let data: &[u8] = row.get(4)?;
+        let tainted: bool = row.get(6)?;
+        if kind == X509 {
             let mut authority = X509Authority::from_der(data).map_err(|e| bad(&e))?;
             authority.tainted = tainted;
             bundle.x509_authorities.push(authority);
         } else {
-            let (key_id, expires_at) = (row.try_get(1)?, row.try_get(3)?);
+            let (key_id, expires_at) = (row.get(3)?, row.get(5)?);
             bundle.jwt_authorities.push(JwtAuthority {
                 key_id,
                 public_key: data.into(),
@@ -52,6 +49,12 @@ pub(super) async fn read(conn: &mut SqliteConnection, name: &str) -> Result<Opti
         }
     }
     Ok(Some(bundle))
+}
+
+/// True if the bundle is there.
+async fn exists(tx: &mut Tx<'_>, name: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM svid_bundles WHERE trust_domain = $1)";
+    tx.conn.fetch_one(sql, args![name]).await?.get(0)
 }
 
 fn x509_key_id(authority: &X509Authority) -> String {
@@ -85,39 +88,22 @@ async fn add_one(
     expires_at: i64,
     tainted: bool,
 ) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "INSERT INTO svid_authorities (trust_domain, kind, key_id, data, expires_at, tainted)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
-    )
-    .bind(name)
-    .bind(kind)
-    .bind(key_id)
-    .bind(data)
-    .bind(expires_at)
-    .bind(tainted)
-    .execute(&mut *tx.conn)
-    .await?;
-    Ok(done.rows_affected())
+    let sql = "INSERT INTO svid_authorities (trust_domain, kind, key_id, data, expires_at, tainted)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+    tx.conn.execute(sql, args![name, kind, key_id, data, expires_at, tainted]).await
 }
 
 async fn clear(tx: &mut Tx<'_>, name: &str, kind: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM svid_authorities WHERE trust_domain = ?1 AND kind = ?2")
-        .bind(name)
-        .bind(kind)
-        .execute(&mut *tx.conn)
-        .await?;
-    Ok(())
+    let sql = "DELETE FROM svid_authorities WHERE trust_domain = $1 AND kind = $2";
+    tx.conn.execute(sql, args![name, kind]).await.map(drop)
 }
 
 /// Writes a bundle's own row; true if it was new.
 async fn put_head(tx: &mut Tx<'_>, name: &str, hint: Duration, sequence: u64) -> Result<bool, StoreError> {
-    let done = sqlx::query("INSERT INTO svid_bundles VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
-        .bind(name)
-        .bind(hint.as_secs().cast_signed())
-        .bind(sequence.cast_signed())
-        .execute(&mut *tx.conn)
-        .await?;
-    Ok(done.rows_affected() > 0)
+    let sql = "INSERT INTO svid_bundles (trust_domain, refresh_hint, sequence_number) VALUES ($1, $2, $3)
+         ON CONFLICT DO NOTHING";
+    let args = args![name, hint.as_secs().cast_signed(), sequence.cast_signed()];
+    Ok(tx.conn.execute(sql, args).await? > 0)
 }
 
 /// The bundle after a change, which goes to the log.
@@ -127,11 +113,8 @@ async fn changed(tx: &mut Tx<'_>, name: &str) -> Result<Result<Bundle, StoreErro
 }
 
 async fn count_up(tx: &mut Tx<'_>, name: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE svid_bundles SET sequence_number = sequence_number + 1 WHERE trust_domain = ?1")
-        .bind(name)
-        .execute(&mut *tx.conn)
-        .await?;
-    Ok(())
+    let sql = "UPDATE svid_bundles SET sequence_number = sequence_number + 1 WHERE trust_domain = $1";
+    tx.conn.execute(sql, args![name]).await.map(drop)
 }
 
 /// Adds to a bundle, which is created if need be. The sequence number grows only if something was added.
@@ -180,28 +163,23 @@ impl Write for Put {
     type Out = Result<Bundle, StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let name = self.bundle.trust_domain.as_str();
-        let exists: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_bundles WHERE trust_domain = ?1)")
-                .bind(name)
-                .fetch_one(&mut *tx.conn)
-                .await?;
+        let exists = exists(tx, name).await?;
         match self.expect {
             Expect::Absent if exists => return Ok(Err(StoreError::AlreadyExists("bundle"))),
             Expect::Present if !exists => return Ok(Err(StoreError::NotFound("bundle"))),
             _ => {}
         }
         put_head(tx, name, self.bundle.refresh_hint, self.bundle.sequence_number).await?;
-        sqlx::query(
-            "UPDATE svid_bundles SET refresh_hint = iif(?2, ?3, refresh_hint),
-                 sequence_number = iif(?4, ?5, sequence_number) WHERE trust_domain = ?1",
-        )
-        .bind(name)
-        .bind(self.mask.refresh_hint)
-        .bind(self.bundle.refresh_hint.as_secs().cast_signed())
-        .bind(self.mask.sequence_number)
-        .bind(self.bundle.sequence_number.cast_signed())
-        .execute(&mut *tx.conn)
-        .await?;
+        let sql = "UPDATE svid_bundles SET refresh_hint = CASE WHEN $2 THEN $3 ELSE refresh_hint END,
+                 sequence_number = CASE WHEN $4 THEN $5 ELSE sequence_number END WHERE trust_domain = $1";
+        let args = args![
+            name,
+            self.mask.refresh_hint,
+            self.bundle.refresh_hint.as_secs().cast_signed(),
+            self.mask.sequence_number,
+            self.bundle.sequence_number.cast_signed(),
+        ];
+        tx.conn.execute(sql, args).await?;
         if self.mask.x509_authorities {
             clear(tx, name, X509).await?;
             add(tx, name, &self.bundle.x509_authorities, &[]).await?;
@@ -224,20 +202,11 @@ impl Write for Delete {
     type Out = Result<(), StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let name = self.trust_domain.as_str();
-        let exists: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_bundles WHERE trust_domain = ?1)")
-                .bind(name)
-                .fetch_one(&mut *tx.conn)
-                .await?;
-        if !exists {
+        if !exists(tx, name).await? {
             return Ok(Err(StoreError::NotFound("bundle")));
         }
-        let federated: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM svid_entry_federates JOIN svid_entries ON row = entry_row WHERE trust_domain = ?1",
-        )
-        .bind(name)
-        .fetch_all(&mut *tx.conn)
-        .await?;
+        let sql = "SELECT id FROM svid_entry_federates JOIN svid_entries ON row = entry_row WHERE trust_domain = $1";
+        let federated: Vec<String> = tx.conn.fetch_column(sql, args![name]).await?;
         match self.mode {
             DeleteMode::Restrict if !federated.is_empty() => {
                 return Ok(Err(StoreError::BundleInUse(federated.len() as u64)));
@@ -246,10 +215,7 @@ impl Write for Delete {
             DeleteMode::Delete => drop(entries::delete(tx, &json(&federated)?).await?),
             DeleteMode::Dissociate => dissociate(tx, name, federated).await?,
         }
-        sqlx::query("DELETE FROM svid_bundles WHERE trust_domain = ?1")
-            .bind(name)
-            .execute(&mut *tx.conn)
-            .await?;
+        tx.conn.execute("DELETE FROM svid_bundles WHERE trust_domain = $1", args![name]).await?;
         tx.log(Kind::Bundle, name);
         Ok(Ok(()))
     }
@@ -257,18 +223,16 @@ impl Write for Delete {
 
 /// Takes the trust domain out of entries' lists. They get a new revision, so that agents hear of it.
 async fn dissociate(tx: &mut Tx<'_>, name: &str, ids: Vec<String>) -> Result<(), StoreError> {
-    sqlx::query(
+    let sql = Sql::each(
         "UPDATE svid_entries SET revision = revision + 1, data = json_set(data, '$.f',
-             (SELECT json_group_array(value) FROM json_each(data, '$.f') WHERE value != ?1))
-         WHERE row IN (SELECT entry_row FROM svid_entry_federates WHERE trust_domain = ?1)",
-    )
-    .bind(name)
-    .execute(&mut *tx.conn)
-    .await?;
-    sqlx::query("DELETE FROM svid_entry_federates WHERE trust_domain = ?1")
-        .bind(name)
-        .execute(&mut *tx.conn)
-        .await?;
+             (SELECT json_group_array(value) FROM json_each(data, '$.f') WHERE value != $1))
+         WHERE row IN (SELECT entry_row FROM svid_entry_federates WHERE trust_domain = $1)",
+        "UPDATE svid_entries SET revision = revision + 1,
+             data = jsonb_set(data::jsonb, '{f}', (data::jsonb -> 'f') - $1)::text
+         WHERE row IN (SELECT entry_row FROM svid_entry_federates WHERE trust_domain = $1)",
+    );
+    tx.conn.execute(sql, args![name]).await?;
+    tx.conn.execute("DELETE FROM svid_entry_federates WHERE trust_domain = $1", args![name]).await?;
     for id in ids {
         tx.log(Kind::Entry, id);
     }
@@ -296,12 +260,12 @@ impl Write for Discredit {
         };
         let sql = match self.revoke {
             false => {
-                "UPDATE svid_authorities SET tainted = 1 WHERE trust_domain = ?1 AND kind = ?2 AND key_id = ?3"
+                "UPDATE svid_authorities SET tainted = true WHERE trust_domain = $1 AND kind = $2 AND key_id = $3"
             }
-            true => "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND kind = ?2 AND key_id = ?3",
+            true => "DELETE FROM svid_authorities WHERE trust_domain = $1 AND kind = $2 AND key_id = $3",
         };
         for (kind, key_id) in keys {
-            sqlx::query(sql).bind(name).bind(kind).bind(key_id).execute(&mut *tx.conn).await?;
+            tx.conn.execute(sql, args![name, kind, &key_id]).await?;
         }
         count_up(tx, name).await?;
         changed(tx, name).await
@@ -361,30 +325,20 @@ impl Write for Prune {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let name = self.trust_domain.as_str();
         // A JWT key whose end is not known stays (SPIRE takes it for expired).
-        let done = sqlx::query(
-            "DELETE FROM svid_authorities WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2
-                 AND kind IN (SELECT kind FROM svid_authorities WHERE trust_domain = ?1 GROUP BY kind
-                     HAVING count(*) > sum(expires_at > 0 AND expires_at < ?2))",
-        )
-        .bind(name)
-        .bind(self.ended_before)
-        .execute(&mut *tx.conn)
-        .await?;
-        if done.rows_affected() > 0 {
+        let sql =
+            "DELETE FROM svid_authorities WHERE trust_domain = $1 AND expires_at > 0 AND expires_at < $2
+                 AND kind IN (SELECT kind FROM svid_authorities WHERE trust_domain = $1 GROUP BY kind
+                     HAVING count(*) > count(*) FILTER (WHERE expires_at > 0 AND expires_at < $2))";
+        if tx.conn.execute(sql, args![name, self.ended_before]).await? > 0 {
             count_up(tx, name).await?;
             tx.log(Kind::Bundle, name);
             return Ok(Ok(true));
         }
         // What is left and has ended is all that its kind has.
-        let ended: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM svid_authorities
-                 WHERE trust_domain = ?1 AND expires_at > 0 AND expires_at < ?2)",
-        )
-        .bind(name)
-        .bind(self.ended_before)
-        .fetch_one(&mut *tx.conn)
-        .await?;
-        Ok(match ended {
+        let sql = "SELECT EXISTS (SELECT 1 FROM svid_authorities
+                 WHERE trust_domain = $1 AND expires_at > 0 AND expires_at < $2)";
+        let ended = tx.conn.fetch_one(sql, args![name, self.ended_before]).await?;
+        Ok(match ended.get(0)? {
             true => Err(StoreError::Conflict("would prune all authorities of a kind")),
             false => Ok(false),
         })

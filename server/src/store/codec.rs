@@ -2,12 +2,11 @@
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 use svid_core::entry::{Entry, EntryId, EntrySpec};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::SelectorSet;
 
+use super::db::Row;
 use super::{Node, Serial, StoreError, StoredEntry};
 
 /// The columns [`entry_from_row`] reads, in its order.
@@ -75,51 +74,51 @@ impl From<&EntrySpec> for EntryData {
 }
 
 /// Reads a row of [`entry_columns!`].
-pub(super) fn entry_from_row(row: &SqliteRow) -> Result<StoredEntry, StoreError> {
+pub(super) fn entry_from_row(row: &Row) -> Result<StoredEntry, StoreError> {
     let bad = |why: &dyn std::fmt::Display| StoreError::corrupt("entry", why);
-    let data: EntryData = serde_json::from_str(row.try_get::<&str, _>(7)?).map_err(|e| bad(&e))?;
+    let data: EntryData = serde_json::from_str(row.get::<&str>(7)?).map_err(|e| bad(&e))?;
     let domains = data.federates_with.iter().map(|name| name.parse::<TrustDomain>());
     let spec = EntrySpec {
-        spiffe_id: row.try_get::<&str, _>(2)?.parse().map_err(|e| bad(&e))?,
-        parent_id: row.try_get::<&str, _>(3)?.parse().map_err(|e| bad(&e))?,
+        spiffe_id: row.get::<&str>(2)?.parse().map_err(|e| bad(&e))?,
+        parent_id: row.get::<&str>(3)?.parse().map_err(|e| bad(&e))?,
         selectors: selectors_from(&data.selectors)?,
         x509_svid_ttl: data.x509_svid_ttl,
         jwt_svid_ttl: data.jwt_svid_ttl,
         federates_with: domains.collect::<Result<_, _>>().map_err(|e| bad(&e))?,
         admin: data.admin,
         downstream: data.downstream,
-        expires_at: row.try_get(4)?,
+        expires_at: row.get(4)?,
         dns_names: data.dns_names,
         store_svid: data.store_svid,
         hint: data.hint,
         disable_x509_svid_prefetch: data.disable_x509_svid_prefetch,
         jwt_svid_include_jti: data.jwt_svid_include_jti,
     };
-    let id: EntryId = row.try_get::<&str, _>(1)?.parse().map_err(|e| bad(&e))?;
-    let entry = Entry { id, spec, revision: row.try_get(5)?, created_at: row.try_get(6)? };
-    Ok(StoredEntry { row: row.try_get::<i64, _>(0)?.unsigned_abs(), entry })
+    let id: EntryId = row.get::<&str>(1)?.parse().map_err(|e| bad(&e))?;
+    let entry = Entry { id, spec, revision: row.get(5)?, created_at: row.get(6)? };
+    Ok(StoredEntry { row: row.get::<i64>(0)?.unsigned_abs(), entry })
 }
 
 /// Reads a row of [`node_columns!`].
-pub(super) fn node_from_row(row: &SqliteRow) -> Result<Node, StoreError> {
-    let id: SpiffeId = row.try_get::<&str, _>(1)?.parse().map_err(|e| StoreError::corrupt("node", e))?;
+pub(super) fn node_from_row(row: &Row) -> Result<Node, StoreError> {
+    let id: SpiffeId = row.get::<&str>(1)?.parse().map_err(|e| StoreError::corrupt("node", e))?;
     let selectors: Vec<String> =
-        serde_json::from_str(row.try_get::<&str, _>(9)?).map_err(|e| StoreError::corrupt("node", e))?;
-    let current: String = row.try_get(3)?;
-    let next: String = row.try_get(5)?;
-    let next_ends: i64 = row.try_get(6)?;
+        serde_json::from_str(row.get::<&str>(9)?).map_err(|e| StoreError::corrupt("node", e))?;
+    let current: String = row.get(3)?;
+    let next: String = row.get(5)?;
+    let next_ends: i64 = row.get(6)?;
     let serial = match current.is_empty() {
         true => Serial::Banned,
         false => Serial::Active { current, next: (!next.is_empty()).then_some((next, next_ends)) },
     };
     Ok(Node {
-        row: row.try_get::<i64, _>(0)?.unsigned_abs(),
+        row: row.get::<i64>(0)?.unsigned_abs(),
         id,
-        attestation_type: row.try_get(2)?,
+        attestation_type: row.get(2)?,
         serial,
-        expires_at: row.try_get(4)?,
-        can_reattest: row.try_get(7)?,
-        agent_version: row.try_get(8)?,
+        expires_at: row.get(4)?,
+        can_reattest: row.get(7)?,
+        agent_version: row.get(8)?,
         selectors: selectors_from(&selectors)?,
     })
 }
@@ -134,7 +133,7 @@ fn selectors_from(texts: &[String]) -> Result<SelectorSet, StoreError> {
     parsed.collect::<Result<Vec<_>, _>>().map(|all| all.into_iter().collect())
 }
 
-/// JSON for a `json_each` parameter.
+/// JSON for a parameter that holds many rows.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|e| StoreError::corrupt("parameter", e))
 }

@@ -1,4 +1,4 @@
-//! What every database must do, as cases over an open store; run here on SQLite.
+//! What every database must do, as cases over an open store.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,6 +10,8 @@ use svid_core::entry::EntrySpec;
 use svid_core::selector::{Selector, SelectorSet};
 
 use super::*;
+
+mod postgres;
 
 fn td() -> TrustDomain {
     "example.org".parse().unwrap()
@@ -86,6 +88,12 @@ macro_rules! cases {
                     let dir = tempfile::tempdir().unwrap();
                     super::$case(super::open(dir.path()).await).await;
                 }
+
+                #[tokio::test]
+                async fn postgres() {
+                    let database = svid_test_postgres::database();
+                    super::$case(super::postgres::open(&database).await).await;
+                }
             }
         )*
     };
@@ -97,7 +105,8 @@ cases!(
     bans_win,
     bundles_change,
     the_log_tells_all,
-    servers_claim_ids
+    servers_claim_ids,
+    clocks_agree
 );
 
 async fn entries_are_created_once(store: Store) {
@@ -342,17 +351,21 @@ async fn the_log_tells_all(store: Store) {
     assert_eq!(store.head().await.unwrap(), cursor.position);
 
     let reload = |changes| match changes {
-        Changes::Reload { history_changed } => history_changed,
+        Changes::Reload(why) => why,
         Changes::Lines { .. } => panic!("lines"),
     };
     let mut else_where = cursor;
     else_where.tag = Some(0);
-    assert!(reload(store.changes_after(else_where).await.unwrap()), "another line stands there");
+    let why = reload(store.changes_after(else_where).await.unwrap());
+    assert_eq!(why, Reload::Rewritten, "another line stands there");
     let mut ahead = cursor;
     ahead.position.seq += 1;
-    assert!(reload(store.changes_after(ahead).await.unwrap()), "the head is behind");
-    store.new_epoch().await.unwrap();
-    assert!(reload(store.changes_after(cursor).await.unwrap()));
+    assert_eq!(reload(store.changes_after(ahead).await.unwrap()), Reload::Rewritten, "the head is behind");
+    store.new_epoch(cursor.position.epoch).await.unwrap();
+    assert_eq!(reload(store.changes_after(cursor).await.unwrap()), Reload::OtherEpoch);
+    let noted = store.head().await.unwrap();
+    store.new_epoch(cursor.position.epoch).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), noted, "somebody was faster: one epoch is enough");
     assert_eq!(store.prune_log(i64::MAX).await.unwrap(), 0, "young logs are kept whole");
     let mut sink = Count::default();
     store.load(&mut sink).await.unwrap();
@@ -378,6 +391,12 @@ async fn servers_claim_ids(store: Store) {
     store.save_journal("s", vec![1]).await.unwrap();
     store.save_journal("s", vec![2]).await.unwrap();
     assert_eq!(store.load_journal("s").await.unwrap(), Some(vec![2]));
+}
+
+async fn clocks_agree(store: Store) {
+    let here = svid_core::clock::Clock::system().unix();
+    assert!((store.now().await.unwrap() - here).abs() <= 60);
+    assert!(["sqlite3", "postgres"].contains(&store.kind()));
 }
 
 /// A copy of the files at any moment is what a killed process leaves: every acknowledged write is in it.
@@ -456,7 +475,7 @@ async fn without_migration_an_older_schema_is_refused() {
     let config = StoreConfig { migrate: false, ..StoreConfig::at(dir.path().join("db")) };
     assert!(Store::open(&config, &td()).await.is_ok(), "a new database is made");
     assert!(Store::open(&config, &td()).await.is_ok(), "the schema is what it should be");
-    tamper(&config.path, "DELETE FROM svid_migrations").await;
+    tamper(&dir.path().join("db"), "DELETE FROM svid_migrations").await;
     let text = refusal(Store::open(&config, &td()).await);
     assert!(text.contains("disable_migration is set"), "{text}");
 }
@@ -481,7 +500,7 @@ async fn calls_are_counted_with_their_outcome() {
 #[test]
 fn connection_strings() {
     let check = |text: &str, want: Option<&str>| {
-        assert_eq!(StoreConfig::sqlite(text).ok().map(|config| config.path), want.map(Into::into), "{text}");
+        assert_eq!(StoreConfig::sqlite(text).ok(), want.map(StoreConfig::at), "{text}");
     };
     check("/var/lib/db", Some("/var/lib/db"));
     check("./data/db.sqlite3", Some("./data/db.sqlite3"));

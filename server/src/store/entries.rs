@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::Row;
 use svid_core::entry::{Entry, EntryId};
 use svid_core::id::TrustDomain;
 use uuid::Uuid;
 
 use super::codec::{EntryData, entry_columns, entry_from_row, json, similar_key};
+use super::db::{Sql, args};
 use super::writer::{Tx, Write};
 use super::{CreateEntry, Created, EntryPatch, Kind, StoreError, StoredEntry, UpdateEntry};
 
@@ -91,6 +91,19 @@ pub(super) async fn create(tx: &mut Tx<'_>, items: &[Prepared]) -> Result<Vec<Ou
     Ok(outcomes)
 }
 
+/// `similar` is a word of PostgreSQL's own, hence the quotes.
+const INSERT: Sql = Sql::each(
+    "INSERT INTO svid_entries (id, spiffe_id, parent_id, similar, expires_at, revision, created_at, data)
+     SELECT value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3), value ->> 4, 0, value ->> 5, value ->> 6
+     FROM json_each($1) WHERE true
+     ON CONFLICT DO NOTHING RETURNING id, row",
+    "INSERT INTO svid_entries (id, spiffe_id, parent_id, \"similar\", expires_at, revision, created_at, data)
+     SELECT value ->> 0, value ->> 1, value ->> 2, decode(value ->> 3, 'hex'), (value ->> 4)::bigint, 0,
+         (value ->> 5)::bigint, value ->> 6
+     FROM jsonb_array_elements($1::jsonb)
+     ON CONFLICT DO NOTHING RETURNING id, row",
+);
+
 /// Inserts what does not collide; returns the new rows' numbers by ID.
 async fn insert<'a>(
     tx: &mut Tx<'_>,
@@ -100,16 +113,8 @@ async fn insert<'a>(
     if rows.is_empty() {
         return Ok(HashMap::new());
     }
-    let inserted = sqlx::query(
-        "INSERT INTO svid_entries (id, spiffe_id, parent_id, similar, expires_at, revision, created_at, data)
-         SELECT value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3), value ->> 4, 0, value ->> 5, value ->> 6
-         FROM json_each(?1) WHERE true
-         ON CONFLICT DO NOTHING RETURNING id, row",
-    )
-    .bind(json(&rows)?)
-    .fetch_all(&mut *tx.conn)
-    .await?;
-    inserted.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let inserted = tx.conn.fetch_all(INSERT, args![&json(&rows)?]).await?;
+    inserted.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
 async fn find_similar(
@@ -119,15 +124,21 @@ async fn find_similar(
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        entry_columns!(),
-        ", similar FROM svid_entries WHERE similar IN (SELECT unhex(value) FROM json_each(?1))"
-    ))
-    .bind(json(&keys)?)
-    .fetch_all(&mut *tx.conn)
-    .await?;
-    rows.iter().map(|row| Ok((row.try_get("similar")?, entry_from_row(row)?))).collect()
+    let sql = Sql::each(
+        concat!(
+            "SELECT ",
+            entry_columns!(),
+            ", similar FROM svid_entries WHERE similar IN (SELECT unhex(value) FROM json_each($1))"
+        ),
+        concat!(
+            "SELECT ",
+            entry_columns!(),
+            ", \"similar\" FROM svid_entries WHERE \"similar\" IN (
+                SELECT decode(value, 'hex') FROM jsonb_array_elements_text($1::jsonb))"
+        ),
+    );
+    let rows = tx.conn.fetch_all(sql, args![&json(&keys)?]).await?;
+    rows.iter().map(|row| Ok((row.get(8)?, entry_from_row(row)?))).collect()
 }
 
 /// Which of `wanted` have no bundle.
@@ -139,12 +150,12 @@ async fn missing_bundles<'a>(
     if missing.is_empty() {
         return Ok(missing);
     }
-    let found: Vec<String> = sqlx::query_scalar(
-        "SELECT trust_domain FROM svid_bundles WHERE trust_domain IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(json(&missing)?)
-    .fetch_all(&mut *tx.conn)
-    .await?;
+    let sql = Sql::each(
+        "SELECT trust_domain FROM svid_bundles WHERE trust_domain IN (SELECT value FROM json_each($1))",
+        "SELECT trust_domain FROM svid_bundles WHERE trust_domain IN (
+             SELECT jsonb_array_elements_text($1::jsonb))",
+    );
+    let found: Vec<String> = tx.conn.fetch_column(sql, args![&json(&missing)?]).await?;
     missing.retain(|domain| !found.iter().any(|name| name == domain.as_str()));
     Ok(missing)
 }
@@ -166,13 +177,13 @@ async fn link_bundles<'a>(
     if links.is_empty() {
         return Ok(());
     }
-    sqlx::query(
+    let sql = Sql::each(
         "INSERT INTO svid_entry_federates (trust_domain, entry_row)
-         SELECT value ->> 0, value ->> 1 FROM json_each(?1) WHERE true ON CONFLICT DO NOTHING",
-    )
-    .bind(json(&links)?)
-    .execute(&mut *tx.conn)
-    .await?;
+         SELECT value ->> 0, value ->> 1 FROM json_each($1) WHERE true ON CONFLICT DO NOTHING",
+        "INSERT INTO svid_entry_federates (trust_domain, entry_row)
+         SELECT value ->> 0, (value ->> 1)::bigint FROM jsonb_array_elements($1::jsonb) ON CONFLICT DO NOTHING",
+    );
+    tx.conn.execute(sql, args![&json(&links)?]).await?;
     Ok(())
 }
 
@@ -269,33 +280,42 @@ async fn rewrite(tx: &mut Tx<'_>, changed: &HashMap<String, Changed>) -> Result<
             (keys, spec.expires_at, change.entry.revision, EntryData::from(spec))
         })
         .collect();
-    sqlx::query(
+    let sql = Sql::each(
         "UPDATE svid_entries SET spiffe_id = j.value ->> '$[0][1]', parent_id = j.value ->> '$[0][2]',
              similar = unhex(j.value ->> '$[0][3]'), expires_at = j.value ->> 1, revision = j.value ->> 2,
              data = j.value ->> 3
-         FROM json_each(?1) AS j WHERE svid_entries.row = j.value ->> '$[0][0]'",
-    )
-    .bind(json(&rows)?)
-    .execute(&mut *tx.conn)
-    .await?;
+         FROM json_each($1) AS j WHERE svid_entries.row = j.value ->> '$[0][0]'",
+        "UPDATE svid_entries SET spiffe_id = j.value #>> '{0,1}', parent_id = j.value #>> '{0,2}',
+             \"similar\" = decode(j.value #>> '{0,3}', 'hex'), expires_at = (j.value ->> 1)::bigint,
+             revision = (j.value ->> 2)::bigint, data = j.value ->> 3
+         FROM jsonb_array_elements($1::jsonb) AS j WHERE svid_entries.row = (j.value #>> '{0,0}')::bigint",
+    );
+    tx.conn.execute(sql, args![&json(&rows)?]).await?;
     let numbers: HashMap<String, i64> =
         changed.iter().map(|(id, change)| (id.clone(), change.row.cast_signed())).collect();
-    sqlx::query("DELETE FROM svid_entry_federates WHERE entry_row IN (SELECT value FROM json_each(?1))")
-        .bind(json(&numbers.values().collect::<Vec<_>>())?)
-        .execute(&mut *tx.conn)
-        .await?;
+    let sql = Sql::each(
+        "DELETE FROM svid_entry_federates WHERE entry_row IN (SELECT value FROM json_each($1))",
+        "DELETE FROM svid_entry_federates WHERE entry_row IN (
+             SELECT jsonb_array_elements_text($1::jsonb)::bigint)",
+    );
+    tx.conn.execute(sql, args![&json(&numbers.values().collect::<Vec<_>>())?]).await?;
     link_bundles(tx, changed.values().map(|change| &change.entry), &numbers).await
 }
 
 async fn by_id(tx: &mut Tx<'_>, ids: &[&str]) -> Result<HashMap<String, StoredEntry>, StoreError> {
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        entry_columns!(),
-        " FROM svid_entries WHERE id IN (SELECT value FROM json_each(?1))"
-    ))
-    .bind(json(ids)?)
-    .fetch_all(&mut *tx.conn)
-    .await?;
+    let sql = Sql::each(
+        concat!(
+            "SELECT ",
+            entry_columns!(),
+            " FROM svid_entries WHERE id IN (SELECT value FROM json_each($1))"
+        ),
+        concat!(
+            "SELECT ",
+            entry_columns!(),
+            " FROM svid_entries WHERE id IN (SELECT jsonb_array_elements_text($1::jsonb))"
+        ),
+    );
+    let rows = tx.conn.fetch_all(sql, args![&json(ids)?]).await?;
     let stored = rows.iter().map(entry_from_row);
     stored.map(|stored| stored.map(|stored| (stored.entry.id.to_string(), stored))).collect()
 }
@@ -318,12 +338,11 @@ impl Write for DeleteEntries {
 
 /// Deletes the entries whose IDs stand in a JSON array; returns those that were there.
 pub(super) async fn delete(tx: &mut Tx<'_>, ids: &str) -> Result<HashSet<String>, StoreError> {
-    let gone: Vec<String> = sqlx::query_scalar(
-        "DELETE FROM svid_entries WHERE id IN (SELECT value FROM json_each(?1)) RETURNING id",
-    )
-    .bind(ids)
-    .fetch_all(&mut *tx.conn)
-    .await?;
+    let sql = Sql::each(
+        "DELETE FROM svid_entries WHERE id IN (SELECT value FROM json_each($1)) RETURNING id",
+        "DELETE FROM svid_entries WHERE id IN (SELECT jsonb_array_elements_text($1::jsonb)) RETURNING id",
+    );
+    let gone: Vec<String> = tx.conn.fetch_column(sql, args![ids]).await?;
     for id in &gone {
         tx.log(Kind::Entry, id.as_str());
     }
@@ -339,12 +358,8 @@ pub(super) struct PruneEntries {
 impl Write for PruneEntries {
     type Out = u64;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-        let ids: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM svid_entries WHERE expires_at > 0 AND expires_at < ?1 LIMIT 500",
-        )
-        .bind(self.expired_before)
-        .fetch_all(&mut *tx.conn)
-        .await?;
+        let sql = "SELECT id FROM svid_entries WHERE expires_at > 0 AND expires_at < $1 LIMIT 500";
+        let ids: Vec<String> = tx.conn.fetch_column(sql, args![self.expired_before]).await?;
         Ok(delete(tx, &json(&ids)?).await?.len() as u64)
     }
 }

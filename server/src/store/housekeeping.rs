@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use svid_core::clock::Clock;
 
+use super::db::args;
 use super::metrics::outcome;
 use super::writer::{Tx, Write};
 use super::{PruneNodes, Store, StoreError};
@@ -29,20 +30,13 @@ pub(super) struct PruneLog {
 impl Write for PruneLog {
     type Out = u64;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-        let upto: Option<i64> = sqlx::query_scalar(
-            "SELECT max(seq) FROM (SELECT seq, at FROM svid_log
-                 WHERE seq <= (SELECT seq FROM svid_log_counter) - ?1 ORDER BY seq LIMIT ?2) WHERE at < ?3",
-        )
-        .bind(KEEP_LINES)
-        .bind(CHUNK)
-        .bind(self.now - KEEP_SECONDS)
-        .fetch_one(&mut *tx.conn)
-        .await?;
-        let Some(upto) = upto else { return Ok(0) };
-        sqlx::query("UPDATE svid_log_counter SET pruned_to = ?1").bind(upto).execute(&mut *tx.conn).await?;
-        let done =
-            sqlx::query("DELETE FROM svid_log WHERE seq <= ?1").bind(upto).execute(&mut *tx.conn).await?;
-        Ok(done.rows_affected())
+        let sql = "SELECT max(seq) FROM (SELECT seq, at FROM svid_log
+                 WHERE seq <= (SELECT seq FROM svid_log_counter) - $1 ORDER BY seq LIMIT $2) AS oldest WHERE at < $3";
+        let before = self.now.saturating_sub(KEEP_SECONDS);
+        let upto = tx.conn.fetch_one(sql, args![KEEP_LINES, CHUNK, before]).await?;
+        let Some(upto) = upto.get::<Option<i64>>(0)? else { return Ok(0) };
+        tx.conn.execute("UPDATE svid_log_counter SET pruned_to = $1", args![upto]).await?;
+        tx.conn.execute("DELETE FROM svid_log WHERE seq <= $1", args![upto]).await
     }
 }
 

@@ -1,12 +1,11 @@
 //! Reading: the whole state for a start, in one snapshot of the database; then the change log.
 
 use futures_util::TryStreamExt;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Connection, Row, SqliteConnection};
 use svid_core::bundle::Bundle;
 
 use super::codec::{entry_columns, entry_from_row, json, node_columns, node_from_row};
-use super::{Changes, Cursor, Kind, Line, Node, Position, Rows, StoreError, StoredEntry, bundles};
+use super::db::{Conn, Row, Sql, args};
+use super::{Changes, Cursor, Kind, Line, Node, Position, Reload, Rows, StoreError, StoredEntry, bundles};
 
 /// Most lines that one read returns: fewer are the log to its end.
 pub(crate) const MAX_LINES: usize = 4096;
@@ -28,92 +27,92 @@ struct Head {
     pruned_to: u64,
 }
 
-async fn head(conn: &mut SqliteConnection) -> Result<Head, StoreError> {
-    let row = sqlx::query("SELECT epoch, seq, pruned_to FROM svid_log_counter").fetch_one(conn).await?;
+async fn head(conn: &mut Conn) -> Result<Head, StoreError> {
+    let row = conn.fetch_one("SELECT epoch, seq, pruned_to FROM svid_log_counter", &[]).await?;
     head_from_row(&row)
 }
 
-fn head_from_row(row: &SqliteRow) -> Result<Head, StoreError> {
-    let epoch: &[u8] = row.try_get(0)?;
+fn head_from_row(row: &Row) -> Result<Head, StoreError> {
+    let epoch: &[u8] = row.get(0)?;
     let epoch =
         epoch.try_into().map_err(|_| StoreError::corrupt("change log counter", "epoch is not 16 bytes"))?;
-    let seq = row.try_get::<i64, _>(1)?.unsigned_abs();
-    Ok(Head { position: Position { epoch, seq }, pruned_to: row.try_get::<i64, _>(2)?.unsigned_abs() })
+    let seq = row.get::<i64>(1)?.unsigned_abs();
+    Ok(Head { position: Position { epoch, seq }, pruned_to: row.get::<i64>(2)?.unsigned_abs() })
 }
 
-pub(super) async fn position(conn: &mut SqliteConnection) -> Result<Position, StoreError> {
+pub(super) async fn position(conn: &mut Conn) -> Result<Position, StoreError> {
     head(conn).await.map(|head| head.position)
 }
 
-async fn tag(conn: &mut SqliteConnection, seq: u64) -> Result<Option<i64>, StoreError> {
-    let tag = sqlx::query_scalar("SELECT tag FROM svid_log WHERE seq = ?1").bind(seq.cast_signed());
-    Ok(tag.fetch_optional(conn).await?)
+pub(super) async fn tag(conn: &mut Conn, seq: u64) -> Result<Option<i64>, StoreError> {
+    let sql = "SELECT tag FROM svid_log WHERE seq = $1";
+    let row = conn.fetch_optional(sql, args![seq.cast_signed()]).await?;
+    row.map(|row| row.get(0)).transpose()
 }
 
 /// Reads everything. `conn` is inside a transaction.
-pub(super) async fn load(conn: &mut SqliteConnection, sink: &mut dyn LoadSink) -> Result<Cursor, StoreError> {
+pub(super) async fn load(conn: &mut Conn, sink: &mut dyn LoadSink) -> Result<Cursor, StoreError> {
     let position = head(conn).await?.position;
     let tag = tag(conn, position.seq).await?;
-    let counts = sqlx::query("SELECT (SELECT count(*) FROM svid_entries), (SELECT count(*) FROM svid_nodes)")
-        .fetch_one(&mut *conn)
-        .await?;
+    let sql = "SELECT (SELECT count(*) FROM svid_entries), (SELECT count(*) FROM svid_nodes)";
+    let counts = conn.fetch_one(sql, &[]).await?;
     sink.expect(count(&counts, 0)?, count(&counts, 1)?);
-    let names: Vec<String> =
-        sqlx::query_scalar("SELECT trust_domain FROM svid_bundles").fetch_all(&mut *conn).await?;
+    let names: Vec<String> = conn.fetch_column("SELECT trust_domain FROM svid_bundles", &[]).await?;
     for name in names {
         if let Some(bundle) = bundles::read(conn, &name).await? {
             sink.bundle(bundle);
         }
     }
-    let mut nodes =
-        sqlx::query(concat!("SELECT ", node_columns!(), " FROM svid_nodes ORDER BY row")).fetch(&mut *conn);
+    let mut nodes = conn.stream(concat!("SELECT ", node_columns!(), " FROM svid_nodes ORDER BY row"));
     while let Some(row) = nodes.try_next().await? {
         sink.node(node_from_row(&row)?);
     }
     drop(nodes);
-    let mut entries = sqlx::query(concat!("SELECT ", entry_columns!(), " FROM svid_entries ORDER BY row"))
-        .fetch(&mut *conn);
+    let mut entries = conn.stream(concat!("SELECT ", entry_columns!(), " FROM svid_entries ORDER BY row"));
     while let Some(row) = entries.try_next().await? {
         sink.entry(entry_from_row(&row)?);
     }
     Ok(Cursor { position, tag })
 }
 
-fn count(row: &SqliteRow, at: usize) -> Result<usize, StoreError> {
-    usize::try_from(row.try_get::<i64, _>(at)?).map_err(|e| StoreError::corrupt("count", e))
+fn count(row: &Row, at: usize) -> Result<usize, StoreError> {
+    usize::try_from(row.get::<i64>(at)?).map_err(|e| StoreError::corrupt("count", e))
 }
+
+/// The counter, the reader's line and what follows it, of one moment.
+const LINES: Sql = Sql::each(
+    "SELECT epoch, seq, pruned_to, (SELECT tag FROM svid_log WHERE seq = $1),
+         (SELECT json_group_array(json_array(seq, tag, kind, key) ORDER BY seq)
+          FROM (SELECT * FROM svid_log WHERE seq > $1 ORDER BY seq LIMIT $2))
+     FROM svid_log_counter",
+    "SELECT epoch, seq, pruned_to, (SELECT tag FROM svid_log WHERE seq = $1),
+         (SELECT coalesce(json_agg(json_build_array(seq, tag, kind, key) ORDER BY seq)::text, '[]')
+          FROM (SELECT * FROM svid_log WHERE seq > $1 ORDER BY seq LIMIT $2) AS line)
+     FROM svid_log_counter",
+);
 
 /// Reads what follows `cursor`. The lines are of one moment; the rows behind them are read after it and may be newer.
 /// Whatever made them newer has lines of its own, and to apply a row again changes nothing.
-pub(super) async fn changes_after(
-    conn: &mut SqliteConnection,
-    cursor: Cursor,
-) -> Result<Changes, StoreError> {
+pub(super) async fn changes_after(conn: &mut Conn, cursor: Cursor) -> Result<Changes, StoreError> {
     let seq = cursor.position.seq;
-    let row = sqlx::query(
-        "SELECT epoch, seq, pruned_to, (SELECT tag FROM svid_log WHERE seq = ?1),
-             (SELECT json_group_array(json_array(seq, tag, kind, key) ORDER BY seq)
-              FROM (SELECT * FROM svid_log WHERE seq > ?1 ORDER BY seq LIMIT ?2))
-         FROM svid_log_counter",
-    )
-    .bind(seq.cast_signed())
-    .bind(MAX_LINES as i64)
-    .fetch_one(&mut *conn)
-    .await?;
+    let row = conn.fetch_one(LINES, args![seq.cast_signed(), MAX_LINES as i64]).await?;
     let head = head_from_row(&row)?;
-    if head.position.epoch != cursor.position.epoch || head.position.seq < seq {
-        return Ok(Changes::Reload { history_changed: true });
+    if head.position.epoch != cursor.position.epoch {
+        return Ok(Changes::Reload(Reload::OtherEpoch));
+    }
+    if head.position.seq < seq {
+        return Ok(Changes::Reload(Reload::Rewritten));
     }
     if seq < head.pruned_to {
-        return Ok(Changes::Reload { history_changed: false });
+        return Ok(Changes::Reload(Reload::Pruned));
     }
-    if seq > head.pruned_to && row.try_get::<Option<i64>, _>(3)? != cursor.tag {
-        return Ok(Changes::Reload { history_changed: true });
+    if seq > head.pruned_to && row.get::<Option<i64>>(3)? != cursor.tag {
+        return Ok(Changes::Reload(Reload::Rewritten));
     }
     if head.position.seq == seq {
         return Ok(Changes::Lines { cursor, lines: Vec::new(), rows: Rows::default() });
     }
-    let lines = lines_from_json(row.try_get(4)?)?;
+    let lines = lines_from_json(row.get(4)?)?;
     let last =
         lines.last().ok_or_else(|| StoreError::corrupt("change log", "lines before the head are missing"))?;
     let position = Position { epoch: head.position.epoch, seq: last.seq };
@@ -129,7 +128,7 @@ fn lines_from_json(text: &str) -> Result<Vec<Line>, StoreError> {
     lines.into_iter().map(line).collect()
 }
 
-async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows, StoreError> {
+async fn rows_behind(conn: &mut Conn, lines: &[Line]) -> Result<Rows, StoreError> {
     let keys = |kind: Kind| {
         let mut keys: Vec<&str> =
             lines.iter().filter(|line| line.kind == kind).map(|line| line.key.as_str()).collect();
@@ -139,29 +138,43 @@ async fn rows_behind(conn: &mut SqliteConnection, lines: &[Line]) -> Result<Rows
     };
     let mut rows = Rows::default();
     for name in keys(Kind::Bundle) {
-        let mut tx = conn.begin().await?;
-        rows.bundles.push((name.to_owned(), bundles::read(&mut tx, name).await?));
+        rows.bundles.push((name.to_owned(), bundles::read(conn, name).await?));
     }
     let ids = keys(Kind::Entry);
     if !ids.is_empty() {
-        let sql = concat!(
-            "SELECT ",
-            entry_columns!(),
-            " FROM svid_entries WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id"
+        let sql = Sql::each(
+            concat!(
+                "SELECT ",
+                entry_columns!(),
+                " FROM svid_entries WHERE id IN (SELECT value FROM json_each($1)) ORDER BY id"
+            ),
+            concat!(
+                "SELECT ",
+                entry_columns!(),
+                " FROM svid_entries WHERE id IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY id"
+            ),
         );
-        let found = sqlx::query(sql).bind(json(&ids)?).fetch_all(&mut *conn).await?;
+        let found = conn.fetch_all(sql, args![&json(&ids)?]).await?;
         let found = found.iter().map(entry_from_row).collect::<Result<Vec<_>, _>>()?;
         rows.entries = pair(&ids, found, |stored| stored.entry.id.as_str());
     }
     // Nodes come last: an entry never shows beside an older state of the node that may have it, such as before a ban.
     let ids = keys(Kind::Node);
     if !ids.is_empty() {
-        let sql = concat!(
-            "SELECT ",
-            node_columns!(),
-            " FROM svid_nodes WHERE spiffe_id IN (SELECT value FROM json_each(?1)) ORDER BY spiffe_id"
+        let sql = Sql::each(
+            concat!(
+                "SELECT ",
+                node_columns!(),
+                " FROM svid_nodes WHERE spiffe_id IN (SELECT value FROM json_each($1)) ORDER BY spiffe_id"
+            ),
+            concat!(
+                "SELECT ",
+                node_columns!(),
+                " FROM svid_nodes WHERE spiffe_id IN (SELECT jsonb_array_elements_text($1::jsonb))
+                 ORDER BY spiffe_id"
+            ),
         );
-        let found = sqlx::query(sql).bind(json(&ids)?).fetch_all(&mut *conn).await?;
+        let found = conn.fetch_all(sql, args![&json(&ids)?]).await?;
         let found = found.iter().map(node_from_row).collect::<Result<Vec<_>, _>>()?;
         rows.nodes = pair(&ids, found, |node| node.id.as_str());
     }

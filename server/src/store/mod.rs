@@ -7,12 +7,16 @@ mod bundles;
 mod codec;
 #[cfg(test)]
 mod conformance;
+mod db;
 mod entries;
 mod error;
 mod housekeeping;
+mod listen;
 mod log;
 mod metrics;
 mod nodes;
+mod postgres_config;
+mod readers;
 mod schema;
 mod servers;
 mod types;
@@ -21,8 +25,6 @@ mod writer;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
-use sqlx::{ConnectOptions as _, SqliteConnection};
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::entry::{Entry, EntryId};
 use svid_core::id::{SpiffeId, TrustDomain};
@@ -33,28 +35,30 @@ pub use housekeeping::{HousekeepingOptions, housekeeping, sweep};
 pub use log::LoadSink;
 pub(crate) use log::MAX_LINES;
 pub use nodes::PruneNodes;
+pub use postgres_config::{PgHost, PostgresConfig, SslMode};
 pub use types::*;
 
 use bundles::{Expect, Put};
 use codec::{node_columns, node_from_row};
+use db::{Conn, Connector, Row, Sql, Value, args};
 use entries::{Outcome, Prepared};
 use metrics::{Operation, StoreMetrics};
 use nodes::{Attest, ChangeNode, NodeChange};
+use readers::Readers;
+use schema::Opened;
 use writer::{Committed, Queued, Write, Writer};
 
 /// Write requests that may wait: callers beyond wait in line without memory of their own here.
 const QUEUE: usize = 1024;
-/// Connections for reading.
-const READERS: u32 = 3;
 /// How long a write waits for this process's directory to have applied it.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Shared {
     jobs: mpsc::Sender<Box<dyn writer::Job>>,
-    reads: SqlitePool,
-    read_options: SqliteConnectOptions,
-    /// The connection that reads the change log: it is used after each commit, and a pool costs more than the read.
-    follower: Mutex<Option<SqliteConnection>>,
+    reads: Readers,
+    connector: Connector,
+    /// The connection that reads the change log after each commit.
+    follower: Mutex<Option<Conn>>,
     /// The last line that was committed here; wakes the directory.
     committed: watch::Sender<u64>,
     /// The last line that this process's directory applied; `None` without a directory.
@@ -72,28 +76,42 @@ impl Store {
     /// # Errors
     /// [`StoreError::Schema`] for SPIRE's own database, a newer schema, and entries of another trust domain.
     pub async fn open(config: &StoreConfig, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
-        let options = schema::options(config);
-        let conn = schema::open(&options, trust_domain, config.migrate).await?;
-        let read_options = options.clone().read_only(true);
-        let reads = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(5))
-            .test_before_acquire(false) // a file does not hang up
-            .connect_lazy_with(read_options.clone());
+        let Opened { conn, writes, reads, pool } = schema::open(config, trust_domain).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let committed = watch::Sender::new(0);
-        tokio::spawn(Writer::new(options, conn, queue, committed.clone()).run());
+        tokio::spawn(Writer::new(writes, conn, queue, committed.clone()).run());
         let shared = Shared {
             jobs,
-            reads,
-            read_options,
+            reads: Readers::new(reads.clone(), pool),
+            connector: reads,
             follower: Mutex::new(None),
             committed,
             applied: watch::Sender::new(None),
             trust_domain: trust_domain.clone(),
             metrics: OnceLock::new(),
         };
-        Ok(Self(Arc::new(shared)))
+        let shared = Arc::new(shared);
+        if let Connector::Postgres(postgres) = &shared.connector {
+            tokio::spawn(listen::run(postgres.clone(), Arc::downgrade(&shared)));
+        }
+        Ok(Self(shared))
+    }
+
+    /// SPIRE's name of this kind of database: `sqlite3` or `postgres`.
+    pub fn kind(&self) -> &'static str {
+        match self.0.connector {
+            Connector::Sqlite(_) => "sqlite3",
+            Connector::Postgres(_) => "postgres",
+        }
+    }
+
+    /// The database's clock, in Unix seconds.
+    /// # Errors
+    /// Only the database's.
+    pub async fn now(&self) -> Result<i64, StoreError> {
+        let sql = Sql::each("SELECT unixepoch()", "SELECT extract(epoch FROM clock_timestamp())::bigint");
+        let row = self.fetch_optional(sql, &[]).await?;
+        row.ok_or_else(|| StoreError::corrupt("clock", "no answer"))?.get(0)
     }
 
     /// True answer from the database, for health checks.
@@ -112,6 +130,18 @@ impl Store {
             self.wait_applied(seq).await;
         }
         Ok(out)
+    }
+
+    /// Reads at most one row outside of any transaction.
+    async fn fetch_optional(
+        &self,
+        sql: impl Into<Sql>,
+        args: &[Value<'_>],
+    ) -> Result<Option<Row>, StoreError> {
+        let mut reader = self.0.reads.get().await?;
+        let row = self.0.connector.limit(reader.conn.fetch_optional(sql, args)).await?;
+        reader.done();
+        Ok(row)
     }
 
     /// A directory that does not keep up delays the answer and nothing more: the write is durable.
@@ -292,8 +322,8 @@ impl Store {
     /// Only the database's.
     pub async fn node(&self, id: &SpiffeId) -> Result<Option<Node>, StoreError> {
         let work = async {
-            let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = ?1");
-            let row = sqlx::query(sql).bind(id.as_str()).fetch_optional(&self.0.reads).await?;
+            let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = $1");
+            let row = self.fetch_optional(sql, args![id.as_str()]).await?;
             row.as_ref().map(node_from_row).transpose()
         };
         self.counted(Operation::NodeFetch, work).await
@@ -306,8 +336,11 @@ impl Store {
     /// Only the database's.
     pub async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
         let work = async {
-            let mut tx = self.0.reads.begin().await?;
-            bundles::read(&mut tx, trust_domain.as_str()).await
+            let mut reader = self.0.reads.get().await?;
+            let read = bundles::read(&mut reader.conn, trust_domain.as_str());
+            let bundle = self.0.connector.limit(read).await?;
+            reader.done();
+            Ok(bundle)
         };
         self.counted(Operation::BundleFetch, work).await
     }
@@ -441,9 +474,9 @@ impl Store {
     /// Only the database's.
     pub async fn load_journal(&self, server_id: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let work = async {
-            let query =
-                sqlx::query_scalar("SELECT data FROM svid_journals WHERE server_id = ?1").bind(server_id);
-            Ok(query.fetch_optional(&self.0.reads).await?)
+            let sql = "SELECT data FROM svid_journals WHERE server_id = $1";
+            let row = self.fetch_optional(sql, args![server_id]).await?;
+            row.map(|row| row.get(0)).transpose()
         };
         self.counted(Operation::JournalFetch, work).await
     }
@@ -470,15 +503,22 @@ impl Store {
     /// # Errors
     /// Only the database's.
     pub async fn head(&self) -> Result<Position, StoreError> {
-        log::position(&mut *self.0.reads.acquire().await?).await
+        let mut reader = self.0.reads.get().await?;
+        let position = self.0.connector.limit(log::position(&mut reader.conn)).await?;
+        reader.done();
+        Ok(position)
     }
 
     /// Reads the whole state into `sink`.
     /// # Errors
     /// The database's, and [`StoreError::Corrupt`].
     pub async fn load(&self, sink: &mut dyn LoadSink) -> Result<Cursor, StoreError> {
-        let mut tx = self.0.reads.begin().await?;
-        log::load(&mut tx, sink).await
+        let mut reader = self.0.reads.get().await?;
+        self.0.connector.limit(reader.conn.begin_read()).await?;
+        let cursor = log::load(&mut reader.conn, sink).await?;
+        self.0.connector.limit(reader.conn.commit()).await?;
+        reader.done();
+        Ok(cursor)
     }
 
     /// Reads what follows `cursor` in the log.
@@ -487,18 +527,26 @@ impl Store {
     pub async fn changes_after(&self, cursor: Cursor) -> Result<Changes, StoreError> {
         let mut follower = self.0.follower.lock().await;
         // Taken out, so that a read that failed or was given up leaves nothing behind: the next one connects anew.
-        let mut conn = match follower.take() {
-            Some(conn) => conn,
-            None => self.0.read_options.connect().await?,
-        };
-        let changes = log::changes_after(&mut conn, cursor).await?;
+        if let Some(mut conn) = follower.take() {
+            match self.0.connector.limit(log::changes_after(&mut conn, cursor)).await {
+                Ok(changes) => {
+                    *follower = Some(conn);
+                    return Ok(changes);
+                }
+                // It may have died while nobody looked; a fresh one has no such excuse.
+                Err(error) if self.0.connector.hangs_up() && error.is_unavailable() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut conn = self.0.connector.connect().await?;
+        let changes = self.0.connector.limit(log::changes_after(&mut conn, cursor)).await?;
         *follower = Some(conn);
         Ok(changes)
     }
 
     /// Notes a new history, after the database turned out to hold another than before (a restored copy).
-    pub(crate) async fn new_epoch(&self) -> Result<(), StoreError> {
-        self.write(schema::NewEpoch).await
+    pub(crate) async fn new_epoch(&self, old: [u8; 16]) -> Result<(), StoreError> {
+        self.write(schema::NewEpoch { old }).await
     }
 
     // ---- housekeeping

@@ -1,10 +1,10 @@
 //! Nodes and join tokens.
 
 use async_trait::async_trait;
-use sqlx::Row;
 use svid_core::id::SpiffeId;
 
 use super::codec::{json, node_columns, node_from_row, selectors_json};
+use super::db::{Sql, args};
 use super::entries::{self, Outcome, Prepared};
 use super::writer::{Tx, Write};
 use super::{Kind, NewNode, Node, StoreError};
@@ -20,12 +20,8 @@ pub(super) struct CreateToken {
 impl Write for CreateToken {
     type Out = Result<(), StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
-        let taken: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?1)")
-                .bind(&self.token)
-                .fetch_one(&mut *tx.conn)
-                .await?;
-        if taken {
+        let sql = "SELECT EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = $1)";
+        if tx.conn.fetch_one(sql, args![&self.token]).await?.get(0)? {
             return Ok(Err(StoreError::AlreadyExists("join token")));
         }
         if let Some(alias) = &self.alias {
@@ -38,12 +34,9 @@ impl Write for CreateToken {
                 }
             }
         }
-        sqlx::query("INSERT INTO svid_join_tokens (token, expires_at, alias_entry) VALUES (?1, ?2, ?3)")
-            .bind(&self.token)
-            .bind(self.expires_at)
-            .bind(self.alias.as_ref().map(|alias| alias.entry.id.as_str()))
-            .execute(&mut *tx.conn)
-            .await?;
+        let alias = self.alias.as_ref().map(|alias| alias.entry.id.as_str());
+        let sql = "INSERT INTO svid_join_tokens (token, expires_at, alias_entry) VALUES ($1, $2, $3)";
+        tx.conn.execute(sql, args![&self.token, self.expires_at, alias]).await?;
         Ok(Ok(()))
     }
 }
@@ -62,24 +55,33 @@ macro_rules! save_node {
         concat!(
             "INSERT INTO svid_nodes
                  (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, alias_entry)
-             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ",
+             SELECT $1, $2, $3, $4, $5, $6, ",
             $alias,
-            " ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = ?2, serial = ?3, expires_at = ?4,
-                 new_serial = '', new_expires_at = 0, can_reattest = ?5, selectors = ?6,
-                 alias_entry = coalesce(excluded.alias_entry, alias_entry)
-             WHERE serial != ''",
+            " ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = $2, serial = $3, expires_at = $4,
+                 new_serial = '', new_expires_at = 0, can_reattest = $5, selectors = $6,
+                 alias_entry = coalesce(excluded.alias_entry, svid_nodes.alias_entry)
+             WHERE svid_nodes.serial != ''",
             $unless
         )
     };
 }
 
 /// Without a token a known node is only saved again if its kind of proof may be given twice.
-const SAVE: &str = save_node!("NULL WHERE true", " AND ?5");
+const SAVE: &str = save_node!("NULL WHERE true", " AND $5");
+macro_rules! save_with_token {
+    () => {
+        save_node!("alias_entry FROM svid_join_tokens WHERE token = $7 AND expires_at > $8", "")
+    };
+}
 /// The token goes if and only if the node was saved: of any number of attestations with one token, one sees its row,
 /// and a refused attestation costs no token.
-const SAVE_AND_CONSUME: &str = concat!(
-    save_node!("alias_entry FROM svid_join_tokens WHERE token = ?7 AND expires_at > ?8", ""),
-    "; DELETE FROM svid_join_tokens WHERE token = ?7 AND changes() = 1"
+const SAVE_AND_CONSUME: Sql = Sql::each(
+    concat!(save_with_token!(), "; DELETE FROM svid_join_tokens WHERE token = $7 AND changes() = 1"),
+    concat!(
+        "WITH saved AS (",
+        save_with_token!(),
+        " RETURNING 1) DELETE FROM svid_join_tokens WHERE token = $7 AND EXISTS (SELECT 1 FROM saved)"
+    ),
 );
 
 #[async_trait]
@@ -87,19 +89,20 @@ impl Write for Attest {
     type Out = Result<(), StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let replaced = self.replaced_alias(tx).await?;
-        let sql = if self.token.is_some() { SAVE_AND_CONSUME } else { SAVE };
-        let saved = sqlx::query(sql)
-            .bind(self.node.id.as_str())
-            .bind(&self.node.attestation_type)
-            .bind(&self.node.serial)
-            .bind(self.node.expires_at)
-            .bind(self.node.can_reattest)
-            .bind(selectors_json(&self.node.selectors)?)
-            .bind(&self.token)
-            .bind(self.now)
-            .execute(&mut *tx.conn)
-            .await?;
-        if saved.rows_affected() == 0 {
+        let sql = if self.token.is_some() { SAVE_AND_CONSUME } else { SAVE.into() };
+        let node = &self.node;
+        let selectors = selectors_json(&node.selectors)?;
+        let args = args![
+            node.id.as_str(),
+            &node.attestation_type,
+            &node.serial,
+            node.expires_at,
+            node.can_reattest,
+            &selectors,
+            self.token.as_deref(),
+            self.now,
+        ];
+        if tx.conn.execute(sql, args).await? == 0 {
             return self.refusal(tx).await.map(Err);
         }
         tx.log(Kind::Node, self.node.id.as_str());
@@ -114,25 +117,19 @@ impl Attest {
     /// The alias entry of a known node in whose place the token's comes: nothing would delete it with the node.
     async fn replaced_alias(&self, tx: &mut Tx<'_>) -> Result<Option<String>, StoreError> {
         let Some(token) = &self.token else { return Ok(None) };
-        let alias = sqlx::query_scalar(
-            "SELECT node.alias_entry FROM svid_nodes AS node, svid_join_tokens AS token
-             WHERE node.spiffe_id = ?1 AND token.token = ?2 AND node.alias_entry != token.alias_entry",
-        );
-        Ok(alias.bind(self.node.id.as_str()).bind(token).fetch_optional(&mut *tx.conn).await?)
+        let sql = "SELECT node.alias_entry FROM svid_nodes AS node, svid_join_tokens AS token
+             WHERE node.spiffe_id = $1 AND token.token = $2 AND node.alias_entry != token.alias_entry";
+        let alias = tx.conn.fetch_optional(sql, args![self.node.id.as_str(), token]).await?;
+        alias.map(|row| row.get(0)).transpose()
     }
 
     /// Why nothing was saved.
     async fn refusal(&self, tx: &mut Tx<'_>) -> Result<StoreError, StoreError> {
-        let row = sqlx::query(
-            "SELECT (SELECT serial FROM svid_nodes WHERE spiffe_id = ?1),
-                 EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = ?2)",
-        )
-        .bind(self.node.id.as_str())
-        .bind(&self.token)
-        .fetch_one(&mut *tx.conn)
-        .await?;
-        let serial: Option<&str> = row.try_get(0)?;
-        Ok(match (serial, row.try_get(1)?) {
+        let sql = "SELECT (SELECT serial FROM svid_nodes WHERE spiffe_id = $1),
+                 EXISTS (SELECT 1 FROM svid_join_tokens WHERE token = $2)";
+        let row = tx.conn.fetch_one(sql, args![self.node.id.as_str(), self.token.as_deref()]).await?;
+        let serial: Option<&str> = row.get(0)?;
+        Ok(match (serial, row.get(1)?) {
             (Some(""), _) => StoreError::Banned,
             (_, true) => StoreError::TokenExpired,
             (_, false) if self.token.is_some() => StoreError::TokenUnknown,
@@ -162,39 +159,33 @@ pub(super) enum NodeChange {
     AgentVersion(String),
 }
 
+const RENEW: &str = "UPDATE svid_nodes SET
+         expires_at = CASE WHEN new_serial = $4 THEN new_expires_at ELSE expires_at END,
+         serial = CASE WHEN new_serial = $4 THEN new_serial ELSE serial END, new_serial = $2, new_expires_at = $3
+     WHERE spiffe_id = $1 AND serial != '' AND $4 IN (serial, new_serial)";
+const ACTIVATE: &str =
+    "UPDATE svid_nodes SET serial = new_serial, expires_at = new_expires_at, new_serial = '',
+         new_expires_at = 0
+     WHERE spiffe_id = $1 AND new_serial = $2 AND serial != ''";
+const BAN: &str =
+    "UPDATE svid_nodes SET serial = '', new_serial = '', new_expires_at = 0 WHERE spiffe_id = $1";
+const AGENT_VERSION: &str = "UPDATE svid_nodes SET agent_version = $2 WHERE spiffe_id = $1";
+
 #[async_trait]
 impl Write for ChangeNode {
     /// False if the row is not there or does not fit the change's condition.
     type Out = bool;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
-        let query = match &self.change {
-            NodeChange::Renew { caller, serial, ends } => sqlx::query(
-                "UPDATE svid_nodes SET expires_at = iif(new_serial = ?4, new_expires_at, expires_at),
-                     serial = iif(new_serial = ?4, new_serial, serial), new_serial = ?2, new_expires_at = ?3
-                 WHERE spiffe_id = ?1 AND serial != '' AND ?4 IN (serial, new_serial)",
-            )
-            .bind(self.id.as_str())
-            .bind(serial)
-            .bind(ends)
-            .bind(caller),
-            NodeChange::Activate(serial) => sqlx::query(
-                "UPDATE svid_nodes SET serial = new_serial, expires_at = new_expires_at, new_serial = '',
-                     new_expires_at = 0
-                 WHERE spiffe_id = ?1 AND new_serial = ?2 AND serial != ''",
-            )
-            .bind(self.id.as_str())
-            .bind(serial),
-            NodeChange::Ban => sqlx::query(
-                "UPDATE svid_nodes SET serial = '', new_serial = '', new_expires_at = 0 WHERE spiffe_id = ?1",
-            )
-            .bind(self.id.as_str()),
-            NodeChange::AgentVersion(version) => {
-                sqlx::query("UPDATE svid_nodes SET agent_version = ?2 WHERE spiffe_id = ?1")
-                    .bind(self.id.as_str())
-                    .bind(version)
+        let id = self.id.as_str();
+        let changed = match &self.change {
+            NodeChange::Renew { caller, serial, ends } => {
+                tx.conn.execute(RENEW, args![id, serial, *ends, caller]).await?
             }
+            NodeChange::Activate(serial) => tx.conn.execute(ACTIVATE, args![id, serial]).await?,
+            NodeChange::Ban => tx.conn.execute(BAN, args![id]).await?,
+            NodeChange::AgentVersion(version) => tx.conn.execute(AGENT_VERSION, args![id, version]).await?,
         };
-        let changed = query.execute(&mut *tx.conn).await?.rows_affected() > 0;
+        let changed = changed > 0;
         if changed {
             tx.log(Kind::Node, self.id.as_str());
         }
@@ -209,19 +200,16 @@ pub(super) struct DeleteNode(pub(super) SpiffeId);
 impl Write for DeleteNode {
     type Out = Option<Node>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Node>, StoreError> {
-        let Some(row) = sqlx::query(concat!(
-            "DELETE FROM svid_nodes WHERE spiffe_id = ?1 RETURNING ",
+        let sql = concat!(
+            "DELETE FROM svid_nodes WHERE spiffe_id = $1 RETURNING ",
             node_columns!(),
             ", alias_entry"
-        ))
-        .bind(self.0.as_str())
-        .fetch_optional(&mut *tx.conn)
-        .await?
-        else {
+        );
+        let Some(row) = tx.conn.fetch_all(sql, args![self.0.as_str()]).await?.pop() else {
             return Ok(None);
         };
         tx.log(Kind::Node, self.0.as_str());
-        if let Some(alias) = row.try_get::<Option<String>, _>("alias_entry")? {
+        if let Some(alias) = row.get::<Option<String>>(10)? {
             entries::delete(tx, &json(&[alias])?).await?;
         }
         node_from_row(&row).map(Some)
@@ -243,21 +231,16 @@ pub struct PruneNodes {
 impl Write for PruneNodes {
     type Out = u64;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-        let gone = sqlx::query(
-            "DELETE FROM svid_nodes WHERE row IN (
-                 SELECT row FROM svid_nodes WHERE expires_at < ?1 AND new_expires_at < ?1 AND serial != ''
-                     AND (can_reattest OR ?2) ORDER BY expires_at LIMIT ?3)
-             RETURNING spiffe_id, alias_entry",
-        )
-        .bind(self.expired_before)
-        .bind(self.include_tofu)
-        .bind(self.limit)
-        .fetch_all(&mut *tx.conn)
-        .await?;
+        let sql = "DELETE FROM svid_nodes WHERE row IN (
+                 SELECT row FROM svid_nodes WHERE expires_at < $1 AND new_expires_at < $1 AND serial != ''
+                     AND (can_reattest OR $2) ORDER BY expires_at LIMIT $3)
+             RETURNING spiffe_id, alias_entry";
+        let args = args![self.expired_before, self.include_tofu, i64::from(self.limit)];
+        let gone = tx.conn.fetch_all(sql, args).await?;
         let mut aliases: Vec<String> = Vec::new();
         for row in &gone {
-            tx.log(Kind::Node, row.try_get::<&str, _>(0)?);
-            aliases.extend(row.try_get::<Option<String>, _>(1)?);
+            tx.log(Kind::Node, row.get::<&str>(0)?);
+            aliases.extend(row.get::<Option<String>>(1)?);
         }
         entries::delete(tx, &json(&aliases)?).await?;
         Ok(gone.len() as u64)
@@ -273,14 +256,10 @@ pub(super) struct PruneTokens {
 impl Write for PruneTokens {
     type Out = u64;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-        let gone: Vec<Option<String>> = sqlx::query_scalar(
-            "DELETE FROM svid_join_tokens WHERE token IN (
-                 SELECT token FROM svid_join_tokens WHERE expires_at < ?1 LIMIT 500)
-             RETURNING alias_entry",
-        )
-        .bind(self.expired_before)
-        .fetch_all(&mut *tx.conn)
-        .await?;
+        let sql = "DELETE FROM svid_join_tokens WHERE token IN (
+                 SELECT token FROM svid_join_tokens WHERE expires_at < $1 LIMIT 500)
+             RETURNING alias_entry";
+        let gone: Vec<Option<String>> = tx.conn.fetch_column(sql, args![self.expired_before]).await?;
         let aliases: Vec<&String> = gone.iter().flatten().collect();
         entries::delete(tx, &json(&aliases)?).await?;
         Ok(gone.len() as u64)

@@ -7,21 +7,35 @@ use svid_core::entry::{Entry, EntryId, EntrySpec};
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::SelectorSet;
 
-use super::StoreError;
+use super::{PostgresConfig, StoreError};
+
+/// Which database, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A PostgreSQL server.
+    Postgres(Box<PostgresConfig>),
+}
 
 /// Where the database is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// The SQLite file.
-    pub path: PathBuf,
+    /// Which one.
+    pub database: Database,
     /// An older schema is brought up to date; else it is refused (`disable_migration`).
     pub migrate: bool,
 }
 
 impl StoreConfig {
-    /// This file.
+    /// This SQLite file.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), migrate: true }
+        Self { database: Database::Sqlite(path.into()), migrate: true }
+    }
+
+    /// This PostgreSQL database.
+    pub fn postgres(config: PostgresConfig) -> Self {
+        Self { database: Database::Postgres(Box::new(config)), migrate: true }
     }
 
     /// Reads SPIRE's `connection_string` for `sqlite3`: a path, or `file:<path>?<options>`. WAL, full synchronisation
@@ -148,11 +162,20 @@ pub enum Changes {
         /// The rows, each key once.
         rows: Rows,
     },
-    /// The lines are not there any more (pruned), or history itself is another (a restored copy): load a snapshot.
-    Reload {
-        /// True if history changed, which an operator should hear of.
-        history_changed: bool,
-    },
+    /// The lines are not there any more, or history itself is another: load a snapshot.
+    Reload(Reload),
+}
+
+/// Why a reader has to begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// The lines after its cursor are gone, as happens to one that was away for long.
+    Pruned,
+    /// Somebody noted a new history (a restored copy, or what another server found out).
+    OtherEpoch,
+    /// The reader's own line is not there or is another, under the same epoch: a database that lost writes, such as a
+    /// copy put in place of the original or a standby that was promoted before it had them all.
+    Rewritten,
 }
 
 /// An entry to be created.

@@ -1,17 +1,17 @@
 //! The one task that writes. Requests that wait together share a transaction, each with its own result.
 //!
-//! SQLite flushes once per commit, so a hundred writers cost one flush. The change log's counter is taken last and
-//! once per transaction, which makes commit order sequence order.
+//! A database flushes once per commit, so a hundred writers cost one flush. The change log's counter is taken last and
+//! once per transaction, which makes commit order sequence order. Transactions exclude each other, those of other
+//! servers included, so an operation may read, decide and write.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::codec::json;
-use super::{Kind, StoreError};
+use super::db::{Conn, Connector, Sql, args};
+use super::{Kind, StoreError, log};
 
 /// Most requests in one transaction: bounds how long the first of them waits.
 const MAX_BATCH: usize = 256;
@@ -32,7 +32,7 @@ pub(super) trait Write: Send + Sync + 'static {
 
 /// The transaction under way.
 pub(super) struct Tx<'c> {
-    pub(super) conn: &'c mut SqliteConnection,
+    pub(super) conn: &'c mut Conn,
     lines: Vec<(Kind, String)>,
 }
 
@@ -90,20 +90,20 @@ impl<W: Write> Job for Queued<W> {
 }
 
 pub(super) struct Writer {
-    options: SqliteConnectOptions,
-    conn: Option<SqliteConnection>,
+    connector: Connector,
+    conn: Option<Conn>,
     jobs: mpsc::Receiver<Box<dyn Job>>,
     committed: watch::Sender<u64>,
 }
 
 impl Writer {
     pub(super) fn new(
-        options: SqliteConnectOptions,
-        conn: SqliteConnection,
+        connector: Connector,
+        conn: Conn,
         jobs: mpsc::Receiver<Box<dyn Job>>,
         committed: watch::Sender<u64>,
     ) -> Self {
-        Self { options, conn: Some(conn), jobs, committed }
+        Self { connector, conn: Some(conn), jobs, committed }
     }
 
     /// Runs until every handle is gone.
@@ -134,7 +134,18 @@ impl Writer {
     }
 
     async fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
-        match self.attempt(&mut batch).await {
+        let mut outcome = self.attempt(&mut batch).await;
+        if outcome.as_ref().is_err_and(StoreError::is_collision) {
+            outcome = self.attempt(&mut batch).await;
+        }
+        match outcome {
+            Err(error) if self.connector.hangs_up() && error.is_unavailable() => {
+                // Those that waited meanwhile would wait as long for the same answer.
+                while let Ok(job) = self.jobs.try_recv() {
+                    batch.push(job);
+                }
+                finish(batch, &Err(error));
+            }
             Err(error) if batch.len() > 1 && !error.is_unavailable() => {
                 // One request spoiled the transaction for all: give each its own.
                 for job in batch {
@@ -148,27 +159,69 @@ impl Writer {
     }
 
     async fn attempt(&mut self, batch: &mut [Box<dyn Job>]) -> Result<u64, StoreError> {
-        let mut conn = match self.conn.take() {
-            Some(conn) => conn,
-            None => self.options.connect().await?,
-        };
-        match transact(&mut conn, batch).await {
-            Ok(seq) => {
+        let mut conn = self.begin().await?;
+        let mut last = None;
+        let done = self.connector.limit(transact(&mut conn, batch, &mut last)).await;
+        match (done, last) {
+            (Ok(seq), _) => {
                 self.conn = Some(conn);
-                if seq > 0 {
-                    self.committed.send_replace(seq);
-                }
+                self.tell(seq);
                 Ok(seq)
             }
-            Err(error) => {
+            (Err(error), Some(last)) if self.connector.hangs_up() && error.is_unavailable() => {
+                drop(conn);
+                match self.was_committed(last).await {
+                    Ok(true) => {
+                        self.tell(last.seq);
+                        Ok(last.seq)
+                    }
+                    // What is not known is told as what it looks like: try again.
+                    Ok(false) | Err(_) => Err(error),
+                }
+            }
+            (Err(error), _) => {
                 // A connection that cannot even roll back is not used again; neither is one of a database that is away.
-                let rolled_back = sqlx::query("ROLLBACK").execute(&mut conn).await.is_ok();
-                if rolled_back && !error.is_unavailable() {
+                if !error.is_unavailable() && self.connector.limit(conn.rollback()).await.is_ok() {
                     self.conn = Some(conn);
                 }
                 Err(error)
             }
         }
+    }
+
+    fn tell(&self, seq: u64) {
+        if seq > 0 {
+            self.committed.send_replace(seq);
+        }
+    }
+
+    /// A connection with a transaction begun. The kept one may have died unnoticed; a fresh one has no such excuse.
+    async fn begin(&mut self) -> Result<Conn, StoreError> {
+        if let Some(mut conn) = self.conn.take() {
+            match self.connector.limit(conn.begin_write()).await {
+                Ok(()) => return Ok(conn),
+                Err(error) if !self.connector.hangs_up() => {
+                    if !error.is_unavailable() {
+                        self.conn = Some(conn);
+                    }
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+        let mut conn = self.connector.connect().await?;
+        self.connector.limit(conn.begin_write()).await?;
+        Ok(conn)
+    }
+
+    /// After the answer to a commit was lost: whether the change log has the line. The lock of all writers is waited
+    /// for first, so the lost transaction has ended by then, either way.
+    async fn was_committed(&mut self, last: LastLine) -> Result<bool, StoreError> {
+        let mut conn = self.begin().await?;
+        let found = self.connector.limit(log::tag(&mut conn, last.seq)).await?;
+        self.connector.limit(conn.rollback()).await?;
+        self.conn = Some(conn);
+        Ok(found == Some(last.tag))
     }
 }
 
@@ -178,37 +231,66 @@ fn finish(batch: Vec<Box<dyn Job>>, outcome: &Result<u64, StoreError>) {
     }
 }
 
-/// All of `batch` in one transaction. Returns the last line's number, 0 if nothing was logged.
-async fn transact(conn: &mut SqliteConnection, batch: &mut [Box<dyn Job>]) -> Result<u64, StoreError> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
+/// The line by which a transaction is found again.
+#[derive(Clone, Copy)]
+struct LastLine {
+    seq: u64,
+    tag: i64,
+}
+
+/// All of `batch` in the transaction that `conn` has begun. Returns the last line's number, 0 if nothing was logged.
+/// `last` is set before the commit, from when on an error may mean either.
+async fn transact(
+    conn: &mut Conn,
+    batch: &mut [Box<dyn Job>],
+    last: &mut Option<LastLine>,
+) -> Result<u64, StoreError> {
     let mut tx = Tx { conn, lines: Vec::new() };
     for job in batch {
         job.run(&mut tx).await?;
     }
     if tx.lines.is_empty() {
-        sqlx::query("COMMIT").execute(&mut *tx.conn).await?;
+        tx.conn.commit().await?;
         return Ok(0);
     }
-    commit_with_lines(&mut tx).await
+    commit_with_lines(&mut tx, last).await
 }
 
-/// Takes the numbers, writes the lines and commits: in one go, because each trip to SQLite's thread and back costs
-/// more than what SQLite does meanwhile.
-async fn commit_with_lines(tx: &mut Tx<'_>) -> Result<u64, StoreError> {
-    let rows: Vec<(i64, &str)> = tx.lines.iter().map(|(kind, key)| (kind.code(), key.as_str())).collect();
-    let ended = sqlx::query_scalar(
-        "UPDATE svid_log_counter SET seq = seq + ?2;
+/// Takes the numbers, writes the lines and commits. With SQLite in one go, because each trip to its thread and back
+/// costs more than what it does meanwhile.
+const LINES: Sql = Sql::each(
+    "UPDATE svid_log_counter SET seq = seq + $2;
+     INSERT INTO svid_log (seq, tag, kind, key, at)
+     SELECT (SELECT seq FROM svid_log_counter) - $2 + key + 1, value ->> 2, value ->> 0, value ->> 1, unixepoch()
+     FROM json_each($1);
+     SELECT seq FROM svid_log_counter;
+     COMMIT",
+    "WITH counter AS (UPDATE svid_log_counter SET seq = seq + $2 RETURNING seq),
+     line AS (
          INSERT INTO svid_log (seq, tag, kind, key, at)
-         SELECT (SELECT seq FROM svid_log_counter) - ?2 + key + 1, random(), value ->> 0, value ->> 1, unixepoch()
-         FROM json_each(?1);
-         SELECT seq FROM svid_log_counter;
-         COMMIT",
-    )
-    .bind(json(&rows)?)
-    .bind(rows.len() as i64)
-    .fetch_all(&mut *tx.conn) // to the end: anything that stops at the first row would not commit
-    .await?;
-    let seq: i64 =
-        ended.first().copied().ok_or_else(|| StoreError::corrupt("change log counter", "no row"))?;
-    Ok(seq.unsigned_abs())
+         SELECT counter.seq - $2 + given.n, (given.value ->> 2)::bigint, (given.value ->> 0)::bigint,
+             given.value ->> 1, extract(epoch FROM clock_timestamp())::bigint
+         FROM counter, jsonb_array_elements($1::jsonb) WITH ORDINALITY AS given (value, n))
+     SELECT seq, pg_notify('svid_log', seq::text)::text FROM counter",
+);
+
+async fn commit_with_lines(tx: &mut Tx<'_>, last: &mut Option<LastLine>) -> Result<u64, StoreError> {
+    let tags = random_tags(tx.lines.len())?;
+    let lines = tx.lines.iter().zip(&tags).map(|((kind, key), tag)| (kind.code(), key.as_str(), *tag));
+    let (lines, count) = (json(&lines.collect::<Vec<_>>())?, tags.len() as i64);
+    // To the end: anything that stops at the first row would not commit.
+    let ended = tx.conn.fetch_all(LINES, args![&lines, count]).await?;
+    let row = ended.first().ok_or_else(|| StoreError::corrupt("change log counter", "no row"))?;
+    let seq = row.get::<i64>(0)?.unsigned_abs();
+    if let Conn::Postgres(_) = tx.conn {
+        *last = tags.last().map(|tag| LastLine { seq, tag: *tag });
+        tx.conn.commit().await?;
+    }
+    Ok(seq)
+}
+
+fn random_tags(count: usize) -> Result<Vec<i64>, StoreError> {
+    let mut bytes = vec![0; count * size_of::<i64>()];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|e| StoreError::corrupt("random numbers", e))?;
+    Ok(bytes.as_chunks::<{ size_of::<i64>() }>().0.iter().map(|chunk| i64::from_ne_bytes(*chunk)).collect())
 }
