@@ -289,10 +289,18 @@ async fn endpoints(
     tracing::info!(subsystem_name = "endpoints", network = "tcp", address = %bound, "Starting Server APIs");
     let path = config.socket_path.display();
     tracing::info!(subsystem_name = "endpoints", network = "unix", address = %path, "Starting Server APIs");
+    tell_ready();
     let (tcp, unix) = tokio::join!(until_grace(tcp, stop), until_grace(unix, stop));
     // A socket nobody listens at would make the next start look for its owner.
     let _ = std::fs::remove_file(&config.socket_path);
     tcp.and(unix)
+}
+
+/// Tells systemd, if that started this process: both listeners are open.
+fn tell_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "Cannot tell the service manager that the server is ready");
+    }
 }
 
 fn bracketed(address: &str) -> String {

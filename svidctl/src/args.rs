@@ -39,7 +39,8 @@ pub struct Args {
     #[arg(long, global = true, value_name = "PATH", env = "SPIRE_AGENT_PUBLIC_SOCKET")]
     pub agent_socket: Option<PathBuf>,
     /// Admin socket of the agent
-    #[arg(long, global = true, value_name = "PATH", default_value = AGENT_ADMIN_SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", env = "SVID_AGENT_ADMIN_SOCKET",
+          default_value = AGENT_ADMIN_SOCKET)]
     pub agent_admin_socket: PathBuf,
     /// How to print
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]

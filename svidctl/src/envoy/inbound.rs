@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
+use svid_core::id::TrustDomain;
 
 use super::parts;
 use super::plan::{Callers, Mode, Plan, Port, Protocol};
@@ -174,16 +175,19 @@ fn allow(callers: &Callers) -> Value {
         "envoy.extensions.matching.common_inputs.ssl.v3.UriSanInput",
         json!({}),
     );
-    let tree = |kind: &str, names: Vec<String>| {
-        let map: Map<String, Value> = names.into_iter().map(|name| (name, let_in.clone())).collect();
-        (!map.is_empty()).then(|| json!({"matcher_tree": {"input": input, kind: {"map": map}}}))
+    let ids: Map<String, Value> = callers.ids.iter().map(|id| (id.to_string(), let_in.clone())).collect();
+    let ids =
+        (!ids.is_empty()).then(|| json!({"matcher_tree": {"input": input, "exact_match_map": {"map": ids}}}));
+    let member = |trust_domain: &TrustDomain| {
+        let regex = format!("{}/[a-zA-Z0-9._/-]+", trust_domain.id().as_str().replace('.', r"\."));
+        let value = json!({"safe_regex": {"google_re2": {}, "regex": regex}});
+        json!({"predicate": {"single_predicate": {"input": input, "value_match": value}}, "on_match": let_in})
     };
-    let ids = tree("exact_match_map", callers.ids.iter().map(ToString::to_string).collect());
-    let below = |name: &svid_core::id::TrustDomain| format!("{}/", name.id());
-    let domains = tree("prefix_match_map", callers.trust_domains.iter().map(below).collect());
-    match (ids, domains) {
-        (Some(mut ids), Some(domains)) => {
-            ids["on_no_match"] = json!({"matcher": domains});
+    let members: Vec<Value> = callers.trust_domains.iter().map(member).collect();
+    let members = (!members.is_empty()).then(|| json!({"matcher_list": {"matchers": members}}));
+    match (ids, members) {
+        (Some(mut ids), Some(members)) => {
+            ids["on_no_match"] = json!({"matcher": members});
             ids
         }
         (one, other) => one.or(other).unwrap_or_else(|| json!({})),

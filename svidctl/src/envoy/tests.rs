@@ -145,9 +145,10 @@ fn callers_of_two_trust_domains_need_every_bundle() {
     let chain = &config["static_resources"]["listeners"][0]["filter_chains"][0];
     assert_eq!(common_tls(chain)["validation_context_sds_secret_config"]["name"], "ALL");
     let rbac = &chain["filters"][0]["typed_config"]["http_filters"][0]["typed_config"]["matcher"];
-    let domains = &rbac["on_no_match"]["matcher"]["matcher_tree"]["prefix_match_map"]["map"];
-    // With the slash: other.example.evil is another trust domain.
-    assert!(domains.get("spiffe://other.example/").is_some(), "{rbac}");
+    let rule =
+        &rbac["on_no_match"]["matcher"]["matcher_list"]["matchers"][0]["predicate"]["single_predicate"];
+    // The whole text: no other trust domain that begins the same, and no second name behind a comma.
+    assert_eq!(rule["value_match"]["safe_regex"]["regex"], r"spiffe://other\.example/[a-zA-Z0-9._/-]+");
 }
 
 #[test]

@@ -5,3 +5,4 @@ mod clients;
 mod envoy;
 mod machines;
 mod mesh;
+mod two_names;
