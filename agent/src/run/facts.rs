@@ -52,8 +52,8 @@ pub(super) fn no_svid() -> OwnSvid {
 fn identification() -> &'static str {
     let probe = UnixStream::pair().ok().and_then(|(one, _other)| CallerProcess::identify(one.as_fd()).ok());
     match probe {
-        Some(caller) if caller.has_socket_pidfd() => "pidfd of the socket",
-        Some(_) => "pidfd of the process id, with its start time",
+        Some(caller) if caller.has_socket_pidfd() => "pidfd",
+        Some(_) => "pidfd_open and start time",
         None => "not known",
     }
 }

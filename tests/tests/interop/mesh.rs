@@ -35,7 +35,8 @@ async fn mesh(svid_ttl: u32) -> Mesh {
         "--listen 8443 --to 127.0.0.1:8080 --allow spiffe://example.org/web \
          --upstream web={WEB}:8443,spiffe://example.org/web \
          --upstream permissive={WEB}:9090,spiffe://example.org/web \
-         --upstream wrong={WEB}:8443,spiffe://example.org/somebody-else"
+         --upstream wrong={WEB}:8443,spiffe://example.org/somebody-else \
+         --upstream db={WEB}:5432,spiffe://example.org/db,listen=15432,protocol=tcp"
     );
     let web_envoy = web.envoy(&site, Version::Old, "web", &web_flags).await;
     let shop_envoy = shop.envoy(&site, Version::New, "shop", &shop_flags).await;
@@ -87,7 +88,8 @@ async fn who_may_call_and_who_answers() {
         "--upstream web={WEB}:8443,spiffe://example.org/web,listen=16001 \
          --upstream permissive={WEB}:9090,spiffe://example.org/web,listen=16002"
     );
-    let flags = format!("{stranger} {upstreams}");
+    let db = format!("--upstream db={WEB}:5432,spiffe://example.org/db,listen=16003,protocol=tcp");
+    let flags = format!("{stranger} {upstreams} {db}");
     let _stranger = mesh.shop.envoy(&mesh.site, Version::New, "stranger", &flags).await;
     for at in ["127.0.0.1:16001", "127.0.0.1:16002"] {
         until("an answer", || async { mesh.shop.ask(at).await.is_some_and(|it| it.status != 503) }).await;
@@ -98,6 +100,16 @@ async fn who_may_call_and_who_answers() {
     assert!(line.contains("rbac_access_denied"), "{line}");
     assert!(!line.contains("secret"), "a query is nobody's business: {line}");
     mesh.web_envoy.process().wait_for("\"caller\":\"unauthenticated (plaintext)\"").await;
+
+    // Not HTTP as far as Envoy knows: the same rules on connections.
+    let flags = "--protocol tcp --listen 5432 --to 127.0.0.1:8080 --allow spiffe://example.org/shop";
+    let mut db = mesh.web.envoy(&mesh.site, Version::Old, "db", flags).await;
+    until("TCP", || async { mesh.shop.ask("127.0.0.1:15432").await.is_some_and(|it| it.status == 200) })
+        .await;
+    assert_eq!(mesh.shop.ask("127.0.0.1:16003").await, None, "a stranger");
+    let line = db.process().wait_for("\"caller\":\"spiffe://example.org/stranger\"").await;
+    assert!(line.contains("rbac_access_denied"), "{line}");
+    assert_eq!(mesh.shop.ask(&format!("{WEB}:5432")).await, None, "plaintext");
 }
 
 /// One client that never rests, on one connection or on a new one each time.

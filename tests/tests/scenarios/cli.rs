@@ -43,3 +43,21 @@ async fn mistakes_are_answered_with_what_to_do() {
         assert!(said.contains(env!("CARGO_PKG_VERSION")), "{program}: {said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_pair_needs_no_attention() {
+    let server = Server::start().await;
+    let agent = Agent::join(&server).await;
+    let sockets =
+        [&server.socket(), &agent.socket(), &agent.admin_socket()].map(|path| path.display().to_string());
+    let flags = ["--server-socket", "--agent-socket", "--agent-admin-socket"];
+    let args: Vec<&str> =
+        flags.iter().zip(&sockets).flat_map(|(flag, path)| [*flag, path.as_str()]).collect();
+    let said = run("svidctl", &[&args[..], &["status", "--output", "json"]].concat()).await.ok();
+    let status: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let warnings = status["warnings"].as_array().expect("warnings");
+    // Both look at the same kernel, so both lack something or neither does.
+    let (old_kernel, others): (Vec<_>, Vec<_>) =
+        warnings.iter().partition(|warning| warning.to_string().contains("SO_PEERPIDFD"));
+    assert!(others.is_empty() && [0, 2].contains(&old_kernel.len()), "{warnings:?}");
+}
