@@ -4,6 +4,7 @@ pub mod api;
 pub mod attest;
 pub mod ca;
 pub mod cli;
+pub mod clock_guard;
 pub mod config;
 pub mod directory;
 pub mod run;

@@ -1,115 +1,44 @@
 //! Wiring: builds the parts in order and runs them until told to stop.
 
+mod error;
+mod identity;
 mod parts;
+mod presence;
 mod telemetry;
 mod tls;
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use svid_core::clock::Clock;
 use svid_core::hcl::Problem;
-use svid_daemon::harden::{HardenError, Hardened, harden, lock_data_dir};
-use svid_daemon::log::{LogControl, LogError};
+use svid_daemon::harden::{Hardened, harden, lock_data_dir};
+use svid_daemon::log::LogControl;
 use svid_daemon::metrics::Metrics;
-use svid_daemon::peer::{BindError, PeerOptions, bind_private};
+use svid_daemon::peer::{PeerOptions, bind_private};
 use svid_daemon::{log, net, peer, signals};
-use svid_plugin_api::PluginError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::authorize::{AuthorizeLayer, Gate};
 use crate::api::metrics::RpcMetrics;
+use crate::api::vouch::Vouch;
 use crate::api::{self, Context, caller};
-use crate::ca::{Ca, CaError, StoredCa};
-use crate::config::{self, ConfigError, RunFlags, ServerConfig};
-use crate::directory::{Directory, Unavailable};
-use crate::store::{Store, StoreError};
+use crate::ca::{Ca, StoredCa};
+use crate::clock_guard::ClockGuard;
+use crate::config::{self, RunFlags, ServerConfig};
+use crate::directory::Directory;
+use crate::store::{ServerFacts, Store};
+
+pub use error::RunError;
+use presence::Presence;
 
 /// How long calls may go on after the order to stop.
 const GRACE: Duration = Duration::from_secs(10);
 /// Modes of the admin socket and its directory, as in SPIRE.
 const SOCKET_MODE: u32 = 0o770;
 const SOCKET_DIR_MODE: u32 = 0o750;
-
-/// Why the server does not run, or ran no longer.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The process or its directories cannot be protected.
-    #[error(transparent)]
-    Harden(#[from] HardenError),
-    /// The log cannot be written.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The database cannot be used.
-    #[error("datastore")]
-    Store(#[source] StoreError),
-    /// The state cannot be loaded.
-    #[error("the directory cannot be loaded")]
-    Directory(#[from] Unavailable),
-    /// The authority cannot start.
-    #[error("the CA cannot start")]
-    Ca(#[from] CaError),
-    /// A plugin cannot be configured.
-    #[error("{kind} {name:?}")]
-    Plugin {
-        /// The plugin's type.
-        kind: &'static str,
-        /// The plugin's name.
-        name: &'static str,
-        /// What it said.
-        source: PluginError,
-    },
-    /// The metrics listener's TLS cannot be set up.
-    #[error(transparent)]
-    ScrapeTls(#[from] svid_daemon::tls::ScrapeTlsError),
-    /// The TLS configuration cannot be built.
-    #[error("the TLS configuration cannot be built")]
-    Tls(#[from] svid_daemon::tls::TlsError),
-    /// An address cannot be listened at.
-    #[error("unable to listen at {address}")]
-    Listen {
-        /// The address.
-        address: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The admin socket cannot be made.
-    #[error("unable to create the admin socket")]
-    Socket(#[from] BindError),
-    /// gRPC ended by itself.
-    #[error("the gRPC server ended")]
-    Grpc(#[from] tonic::transport::Error),
-    /// A file in the data directory cannot be used.
-    #[error("cannot use {path}")]
-    File {
-        /// The file.
-        path: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The system refused something.
-    #[error("{what}")]
-    System {
-        /// What was wanted.
-        what: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A task that must run ended.
-    #[error("{0} ended unexpectedly")]
-    TaskEnded(&'static str),
-}
-
-impl From<StoreError> for RunError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
 
 /// Runs the server until it is told to stop.
 pub fn run(flags: RunFlags) -> ExitCode {
@@ -202,51 +131,99 @@ async fn stopped_early(stop: &CancellationToken) {
 async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) -> Result<(), RunError> {
     let clock = Clock::system();
     let metrics = telemetry::metrics(&config);
-    let server_id = parts::server_id(&config.data_dir)?;
+    let server_id = identity::server_id(&config.data_dir)?;
     let store = parts::open_store(&config).await?;
     store.count_into(&metrics);
-    let holder = parts::claim(&store, &config, &server_id, &clock).await?;
+    identity::check_served(&store, &config.data_dir, &config.trust_domain, config.new_trust_domain).await?;
+    let facts = ServerFacts {
+        address: parts::shown_address(&config),
+        version: env!("CARGO_PKG_VERSION").into(),
+        started_at: clock.unix(),
+        ..ServerFacts::default()
+    };
+    let presence = tokio::select! {
+        claimed = Presence::claim(&store, &server_id, &config.data_dir, facts.clone()) => claimed?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let clock_guard = ClockGuard::new(clock.clone());
     let (directory, following) = Directory::start(store.clone(), &config.trust_domain, clock.clone()).await?;
     spawn("the directory", stop, following.run());
-    let attestors = parts::attestors(&config, &directory, &clock);
-    let ca = start_ca(&config, &store, &server_id, &clock, &metrics, stop).await?;
-    directory.caught_up().await?; // the new authorities are in the view before anybody asks
-    spawn("housekeeping", stop, parts::housekeeping(&config, &store, &clock));
-    spawn("the heartbeat", stop, parts::heartbeat(store.clone(), server_id.clone(), holder, clock.clone()));
+    let ca = Arc::new(OnceLock::new());
+    let base = Base { clock, metrics, server_id, facts, store, directory, clock_guard, ca };
+    let serving = serve_trust_domain(&config, log, &base, stop);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = presence.keep(&base.directory, &base.ca, &base.clock_guard) => {
+            let taken = RunError::IdTaken(base.server_id.clone());
+            tracing::error!(error = %taken, "Stopping");
+            stop.cancel();
+            serving.await.and(Err(taken))
+        }
+    };
+    presence.release().await;
+    ended
+}
+
+/// What stands before there is an authority.
+struct Base {
+    clock: Clock,
+    metrics: Metrics,
+    server_id: String,
+    facts: ServerFacts,
+    store: Store,
+    directory: Directory,
+    clock_guard: ClockGuard,
+    /// Filled once it may sign.
+    ca: Arc<OnceLock<Ca>>,
+}
+
+async fn serve_trust_domain(
+    config: &ServerConfig,
+    log: LogControl,
+    base: &Base,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let ca = tokio::select! {
+        ca = start_ca(config, base, stop) => ca?,
+        // It may wait for long, and nothing is lost.
+        () = stop.cancelled() => return Ok(()),
+    };
+    let ca = base.ca.get_or_init(|| ca).clone();
+    identity::note_served(&config.data_dir, &config.trust_domain)?;
+    base.directory.caught_up().await?; // the new authorities are in the view before anybody asks
+    spawn("housekeeping", stop, parts::housekeeping(config, &base.store, &base.clock, &base.clock_guard));
+    let roots = Arc::new(tls::DirectoryRoots::new(base.directory.clone()));
     let context = Arc::new(Context {
         trust_domain: config.trust_domain.clone(),
-        store,
-        directory,
+        store: base.store.clone(),
+        directory: base.directory.clone(),
         ca,
-        clock,
+        clock: base.clock.clone(),
+        clock_guard: base.clock_guard.clone(),
         limits: api::ratelimit::Limits::new(config.ratelimit),
-        waits: RpcMetrics::waits(&metrics),
+        waits: RpcMetrics::waits(&base.metrics),
         max_stale: config.max_stale,
-        attestors,
+        vouch: Vouch::by(roots.clone(), base.clock.clone()),
+        attestors: parts::attestors(config, &base.directory, &base.clock),
         agent_spiffe_id_as_selector: config.agent_spiffe_id_as_selector,
         log,
         started: Instant::now(),
-        server_id,
+        server_id: base.server_id.clone(),
+        facts: base.facts.clone(),
         watchers: api::sync::Watchers::default(),
         syncs: api::sync::Watchers::default(),
     });
-    telemetry::start(&config, &context, &metrics, stop).await?;
-    endpoints(&config, &context, &metrics, stop).await
+    telemetry::start(config, &context, &base.metrics, stop).await?;
+    endpoints(config, &context, roots, &base.metrics, stop).await
 }
 
-async fn start_ca(
-    config: &ServerConfig,
-    store: &Store,
-    server_id: &str,
-    clock: &Clock,
-    metrics: &Metrics,
-    stop: &CancellationToken,
-) -> Result<Ca, RunError> {
-    let keys = parts::key_manager(config, metrics)?;
-    let upstream = parts::upstream(config, clock)?;
-    let stored = Arc::new(StoredCa::new(store.clone(), config.trust_domain.clone(), server_id.to_owned()));
-    let (ca, rotating) =
-        Ca::start(parts::ca_config(config, metrics), keys, upstream, stored, clock.clone()).await?;
+async fn start_ca(config: &ServerConfig, base: &Base, stop: &CancellationToken) -> Result<Ca, RunError> {
+    let keys = parts::key_manager(config, &base.metrics)?;
+    let upstream = parts::upstream(config, &base.clock)?;
+    let stored = StoredCa::new(base.store.clone(), config.trust_domain.clone(), base.server_id.clone());
+    let ca_config = parts::ca_config(config, &base.metrics, &base.clock_guard);
+    let (ca, rotating) = Ca::start(ca_config, keys, upstream, Arc::new(stored), base.clock.clone()).await?;
     spawn("the CA rotation", stop, rotating);
     Ok(ca)
 }
@@ -255,22 +232,24 @@ async fn start_ca(
 async fn endpoints(
     config: &ServerConfig,
     context: &Arc<Context>,
+    roots: Arc<tls::DirectoryRoots>,
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let address = format!("{}:{}", bracketed(&config.bind_address), config.bind_port);
+    let address = parts::address(&config.bind_address, config.bind_port);
     let listen = |source| RunError::Listen { address: address.clone(), source };
     let listener =
         TcpListener::bind((config.bind_address.as_str(), config.bind_port)).await.map_err(listen)?;
     let bound = listener.local_addr().map_err(listen)?;
     let socket = bind_private(&config.socket_path, SOCKET_MODE, SOCKET_DIR_MODE)?;
-    let tls = tls::follow(config, context, stop)?;
+    let tls = tls::follow(config, context, roots, stop)?;
     let gate = Arc::new(Gate::new(
         context.directory.clone(),
         context.clock.clone(),
         config.admin_ids.iter().cloned(),
         config.audit_log_enabled,
         config.max_stale,
+        context.vouch.clone(),
         RpcMetrics::new(metrics),
     ));
     let local = if config.audit_log_enabled { caller::audited_local_peer } else { caller::local_peer };
@@ -301,10 +280,6 @@ fn tell_ready() {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "Cannot tell the service manager that the server is ready");
     }
-}
-
-fn bracketed(address: &str) -> String {
-    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
 /// Runs a server to its end. When it ends by itself, the other one is told to stop; once told, its open calls get

@@ -9,6 +9,7 @@ mod envoy;
 mod render;
 mod status;
 mod status_gather;
+mod status_servers;
 mod svid;
 #[cfg(test)]
 mod tests;

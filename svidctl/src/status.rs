@@ -6,6 +6,7 @@ use crate::args::Args;
 use crate::connect::Failure;
 use crate::render::{self, Paint, Screen, count, facts, left, span, table};
 use crate::status_gather;
+use crate::status_servers::{Peer, server_warnings, servers_text};
 
 /// Everything that `status` knows.
 #[derive(Debug, Default, Serialize)]
@@ -43,6 +44,12 @@ pub struct Server {
     /// Empty when not told.
     pub database: String,
     pub database_reachable: bool,
+    /// Since memory was last compared with the database.
+    pub stale_s: i64,
+    /// Longest time that memory alone may answer.
+    pub max_stale_s: i64,
+    /// The servers of the trust domain, as far as they are told.
+    pub servers: Vec<Peer>,
     /// `pidfd`, what stands in for it, or empty when not told.
     pub peer_identification: String,
 }
@@ -155,10 +162,19 @@ fn server_text(server: &Server, now: i64, paint: Paint) -> String {
         rows.push(("Own SVID", left(svid.expires_at, now)));
     }
     if !server.database.is_empty() {
-        let reachable = if server.database_reachable { "reachable" } else { "not reachable" };
-        rows.push(("Database", format!("{}, {reachable}", server.database)));
+        let reach = if server.database_reachable {
+            "reachable".to_owned()
+        } else {
+            let left = span(server.max_stale_s.saturating_sub(server.stale_s).max(0));
+            format!("not reachable for {}; memory answers for another {left}", span(server.stale_s))
+        };
+        rows.push(("Database", format!("{}, {reach}", server.database)));
     }
     let mut text = paint.bold(&format!("Server {}", server.socket)) + "\n" + &facts("  ", &rows) + "\n";
+    if !server.servers.is_empty() {
+        text += &servers_text(&server.servers, now);
+        text.push('\n');
+    }
     let all = (server.x509_authorities.iter().map(|one| ("X.509", one)))
         .chain(server.jwt_authorities.iter().map(|one| ("JWT", one)));
     let rows = all.map(|(kind, one)| {
@@ -218,6 +234,7 @@ pub fn warnings(report: &Report, now: i64) -> Vec<String> {
     if let Some(server) = &report.server {
         authority_warnings(&server.x509_authorities, "X.509", now, &mut warnings);
         authority_warnings(&server.jwt_authorities, "JWT", now, &mut warnings);
+        server_warnings(&server.servers, now, &mut warnings);
         if server.expired_agents > 0 {
             let number = count(server.expired_agents, "agent has", "agents have");
             warnings.push(format!(

@@ -20,6 +20,7 @@ use crate::args::Args;
 use crate::connect::{self, Failure, Who};
 use crate::entries::id;
 use crate::status::{Agent, Authority, Report, Server, Svid, warnings};
+use crate::status_servers::Peer;
 
 /// Both daemons, if they answer.
 ///
@@ -126,6 +127,9 @@ fn from_status(status: wire::GetStatusResponse, now: i64) -> Server {
         svid: status.server_svid.map(|one| svid(id(one.id.as_ref()), one.expires_at, now)),
         database: database.kind,
         database_reachable: database.reachable,
+        stale_s: database.stale_s,
+        max_stale_s: database.max_stale_s,
+        servers: status.servers.into_iter().map(Peer::from).collect(),
         peer_identification: status.peer_identification,
     }
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
 use nix::sys::resource::{Resource, getrlimit};
@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 use super::gather::Gather;
 use super::preface::{Progress, Until};
 use crate::caps::{Caps, Slot};
-use crate::tls::VerifiedPeer;
+use crate::tls::{Roots, VerifiedPeer};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that finished their handshake and wait for tonic to take them.
@@ -61,7 +61,7 @@ fn share_of_files() -> usize {
 }
 
 /// Who is at the other end of a TCP connection. Handlers find `Arc<TcpPeer>` in the extensions of requests.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct TcpPeer {
     /// Address of the socket.
     pub remote_addr: SocketAddr,
@@ -69,6 +69,24 @@ pub struct TcpPeer {
     pub chain: Vec<Vec<u8>>,
     /// What the leaf says, verified in the handshake; `None` without a client certificate.
     pub peer: Option<VerifiedPeer>,
+    /// The roots that vouched for the chain last.
+    vouched: Mutex<Weak<Roots>>,
+}
+
+impl TcpPeer {
+    /// Whether these roots vouch for the chain. A connection may outlive the authority behind its certificate, so this
+    /// is asked with each request; as long as the roots are the same, the answer costs nothing.
+    pub fn is_vouched_for(&self, roots: &Arc<Roots>, now: SystemTime) -> bool {
+        let mut vouched = self.vouched.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::ptr::eq(vouched.as_ptr(), Arc::as_ptr(roots)) {
+            return true;
+        }
+        let vouch = roots.vouch_for(&self.chain, now).is_ok();
+        if vouch {
+            *vouched = Arc::downgrade(roots);
+        }
+        vouch
+    }
 }
 
 /// A connection after its handshake.
@@ -193,7 +211,7 @@ async fn handshake(
         connection.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec()).collect();
     let leaf =
         chain.first().map(|leaf| VerifiedPeer::from_leaf(leaf)).transpose().map_err(io::Error::other)?;
-    Ok((stream, TcpPeer { remote_addr, chain, peer: leaf }))
+    Ok((stream, TcpPeer { remote_addr, chain, peer: leaf, vouched: Mutex::default() }))
 }
 
 /// Hosts own whole /64 networks, so the lower half of an IPv6 address is no limit.

@@ -1,6 +1,7 @@
 //! Bundles in the form that verification wants.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use svid_core::id::TrustDomain;
@@ -46,6 +47,16 @@ impl Roots {
     pub fn from_ders<'a>(ders: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, TlsError> {
         let roots: Vec<_> = ders.into_iter().filter_map(Root::from_der).collect();
         if roots.is_empty() { Err(TlsError::NoAuthority) } else { Ok(Self { roots }) }
+    }
+
+    /// Checks a client's chain, leaf first, anew: the bundle may be another one than in the handshake.
+    pub(crate) fn vouch_for(&self, chain: &[Vec<u8>], now: SystemTime) -> Result<(), TlsError> {
+        let (leaf, rest) =
+            chain.split_first().ok_or_else(|| TlsError::Malformed("there is no certificate".into()))?;
+        let rest: Vec<_> = rest.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = UnixTime::since_unix_epoch(since);
+        self.verify(&CertificateDer::from(leaf.as_slice()), &rest, now, KeyUsage::client_auth())
     }
 
     /// Checks that `leaf` chains to one of these authorities at `now`, every signature and life included.

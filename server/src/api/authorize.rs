@@ -18,8 +18,9 @@ use tower::{Layer, Service};
 use super::audit::Audit;
 use super::caller::{Call, Peer, PeerCert, Role};
 use super::metrics::RpcMetrics;
-use super::status::{denial_reason, denied_because, unavailable};
+use super::status::{denial_reason, denied_because, too_stale, unavailable};
 use super::table::{self, Callers, Method};
+use super::vouch::Vouch;
 use crate::directory::{AgentDenied, AgentRefusal, Directory};
 
 /// Reads the peer from a connection's extensions.
@@ -32,21 +33,24 @@ pub struct Gate {
     admin_ids: HashSet<SpiffeId>,
     audit: bool,
     max_stale: Duration,
+    vouch: Vouch,
     metrics: RpcMetrics,
 }
 
 impl Gate {
     /// A gate that lets `admin_ids` in as admins. Without the database, callers over TCP are served from memory for
-    /// `max_stale` at most.
+    /// `max_stale` at most. `vouch` answers for the authorities behind their certificates.
     pub fn new(
         directory: Directory,
         clock: Clock,
         admin_ids: impl IntoIterator<Item = SpiffeId>,
         audit: bool,
         max_stale: Duration,
+        vouch: Vouch,
         metrics: RpcMetrics,
     ) -> Self {
-        Self { directory, clock, admin_ids: admin_ids.into_iter().collect(), audit, max_stale, metrics }
+        let admin_ids = admin_ids.into_iter().collect();
+        Self { directory, clock, admin_ids, audit, max_stale, vouch, metrics }
     }
 
     /// The decision, in SPIRE's order: any, local, configured admin, entries of the caller's ID, agent.
@@ -67,6 +71,9 @@ impl Gate {
             Peer::Local(_) | Peer::Tls { identity: None, .. } => return Err((denied(method), peer)),
             Peer::Tls { identity: Some(cert), .. } => cert.clone(),
         };
+        if let Err(status) = self.vouch.require(&cert) {
+            return Err((status, peer));
+        }
         // A connection may outlive the certificate it was opened with; an agent's end is judged below, with its reason.
         let live = cert.not_after > self.clock.unix();
         if live && callers.include(Callers::ADMIN) && self.admin_ids.contains(&cert.id) {
@@ -132,11 +139,6 @@ impl Gate {
 
 fn denied_text(method: &Method) -> String {
     format!("authorization denied for method {}", method.path)
-}
-
-/// What memory holds may no longer be true.
-fn too_stale() -> Status {
-    Status::unavailable("the server has not reached its database for too long; try again")
 }
 
 fn denied(method: &Method) -> Status {

@@ -41,7 +41,7 @@ pub struct LocalPeer {
 }
 
 /// What matters of a verified client certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PeerCert {
     /// The one URI SAN.
     pub id: SpiffeId,
@@ -49,6 +49,8 @@ pub struct PeerCert {
     pub serial: Arc<str>,
     /// Unix seconds.
     pub not_after: i64,
+    /// The connection it was shown on, with the whole chain; `None` only where there is none to check.
+    pub connection: Option<Arc<TcpPeer>>,
 }
 
 /// The peer of a TLS connection, from what the accept loop left with each request.
@@ -57,10 +59,11 @@ pub struct PeerCert {
 pub fn tls_peer(extensions: &http::Extensions) -> Result<Peer, Status> {
     let peer =
         extensions.get::<Arc<TcpPeer>>().ok_or_else(|| Status::internal("no peer information available"))?;
-    let identity = peer.peer.as_ref().map(|peer| PeerCert {
-        id: peer.id.clone(),
-        serial: peer.serial.as_str().into(),
-        not_after: unix_seconds(peer.not_after),
+    let identity = peer.peer.as_ref().map(|leaf| PeerCert {
+        id: leaf.id.clone(),
+        serial: leaf.serial.as_str().into(),
+        not_after: unix_seconds(leaf.not_after),
+        connection: Some(peer.clone()),
     });
     Ok(Peer::Tls { address: peer.remote_addr, identity })
 }

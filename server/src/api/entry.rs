@@ -363,11 +363,11 @@ impl Entry for EntryApi {
         request: Request<Streaming<wire::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         let call = call_of(&request)?;
-        let agent = agent_of(&call)?.id.clone();
+        let agent = agent_of(&call)?.clone();
         call.audit_later();
         // The set is fixed before the first message is read: a stream is a snapshot.
-        let entries = self.0.directory.authorized_entries(&agent, self.0.now_unix());
-        let stream = super::entry_sync::serve(call, &self.0.syncs, &agent, entries, request.into_inner())?;
+        let entries = self.0.directory.authorized_entries(&agent.id, self.0.now_unix());
+        let stream = super::entry_sync::serve(self.0.clone(), call, agent, entries, request.into_inner())?;
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use svid_core::entry::Entry;
-use svid_core::id::SpiffeId;
 use svid_proto::convert::{apply_entry_mask, entry_to_wire};
 use svid_proto::spire::api::server::entry::v1 as wire;
 use svid_proto::spire::api::types;
@@ -13,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::caller::Call;
+use super::Context;
+use super::caller::{Call, PeerCert};
 use super::status::invalid_argument;
-use super::sync::Watchers;
+use super::sync::still_agent;
 
 /// Entries or revisions in one message.
 const PAGE: usize = 500;
@@ -29,15 +29,15 @@ const MAX_PER_AGENT: usize = 16;
 /// # Errors
 /// `ResourceExhausted` for an agent with too many of them: each keeps its list for as long as the agent likes.
 pub(super) fn serve(
+    context: Arc<Context>,
     call: Arc<Call>,
-    open: &Watchers,
-    agent: &SpiffeId,
+    agent: PeerCert,
     entries: Vec<Entry>,
     requests: Streaming<wire::SyncAuthorizedEntriesRequest>,
 ) -> Result<impl Stream<Item = Answer> + use<>, Status> {
     let place = match entries.len() > PAGE {
         true => {
-            let place = open.enter(agent, MAX_PER_AGENT);
+            let place = context.syncs.enter(&agent.id, MAX_PER_AGENT);
             Some(place.ok_or_else(|| Status::resource_exhausted("too many sync streams of this agent"))?)
         }
         false => None,
@@ -46,7 +46,7 @@ pub(super) fn serve(
     let (answers, stream) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;
-        match dialogue(entries, requests, &answers).await {
+        match dialogue(&context, &agent, entries, requests, &answers).await {
             Ok(()) => call.audit_end(Code::Ok, ""),
             Err(status) => {
                 call.audit_end(status.code(), status.message());
@@ -58,6 +58,8 @@ pub(super) fn serve(
 }
 
 async fn dialogue(
+    context: &Context,
+    agent: &PeerCert,
     mut entries: Vec<Entry>,
     mut requests: Streaming<wire::SyncAuthorizedEntriesRequest>,
     answers: &mpsc::Sender<Answer>,
@@ -72,6 +74,8 @@ async fn dialogue(
     entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
     send_revisions(&entries, answers).await;
     while let Some(request) = next(&mut requests).await? {
+        // It may have taken its time, and what it may have it may have no longer.
+        still_agent(context, agent).await?;
         if !send_entries(&entries, request.ids, mask.as_ref(), answers).await {
             break;
         }

@@ -14,11 +14,13 @@ pub mod logger;
 pub mod metrics;
 pub mod ratelimit;
 pub(crate) mod status;
+mod status_servers;
 pub mod status_service;
 pub mod svid;
 pub mod sync;
 pub mod table;
 pub mod trustdomain;
+pub mod vouch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,11 +36,13 @@ use tonic::{Code, Request, Status};
 
 use crate::attest::Attestors;
 use crate::ca::Ca;
+use crate::clock_guard::ClockGuard;
 use crate::directory::Directory;
-use crate::store::Store;
+use crate::store::{ServerFacts, Store};
 use caller::{Call, PeerCert};
 use metrics::RpcMetrics;
 use ratelimit::Limits;
+use vouch::Vouch;
 
 /// Largest message that is read: gRPC's own default. Admin tools may send bigger ones over the local socket.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -57,12 +61,16 @@ pub struct Context {
     pub ca: Ca,
     /// Now.
     pub clock: Clock,
+    /// Whether the clocks agree.
+    pub clock_guard: ClockGuard,
     /// Limits by address.
     pub limits: Limits,
     /// Counts waits for them.
     pub waits: RpcMetrics,
     /// Longest time that memory alone may answer.
     pub max_stale: Duration,
+    /// Answers for the authorities behind callers' certificates.
+    pub vouch: Vouch,
     /// The node attestors by name.
     pub attestors: Attestors,
     /// An agent's ID becomes one of its selectors.
@@ -73,6 +81,8 @@ pub struct Context {
     pub started: Instant,
     /// From `server-id`.
     pub server_id: String,
+    /// What this server says of itself.
+    pub facts: ServerFacts,
     /// Open watch streams.
     pub watchers: sync::Watchers,
     /// Open dialogues of `SyncAuthorizedEntries` that hold a long list.

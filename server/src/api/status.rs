@@ -90,6 +90,11 @@ pub fn unavailable(error: &Unavailable) -> Status {
     Status::unavailable("the server cannot reach its database; try again")
 }
 
+/// What memory holds may no longer be true.
+pub(super) fn too_stale() -> Status {
+    Status::unavailable("the server has not reached its database for too long; try again")
+}
+
 /// The reason that rides with a denial.
 pub fn denial_reason(denied: AgentDenied) -> types::permission_denied_details::Reason {
     use types::permission_denied_details::Reason;

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::caller::Peer;
 use super::status::invalid;
+use super::status_servers::servers;
 use super::sync::position_to_wire;
 use super::{call_of, service};
 use crate::ca::{AuthorityInfo, AuthorityKind, Status as SlotStatus};
@@ -108,13 +109,20 @@ impl StatusApi {
     fn warnings(&self, database: &wire::DatabaseStatus, banned: u64) -> Vec<String> {
         let mut warnings = Vec::new();
         if !database.reachable {
-            warnings.push("the database cannot be reached: changes and attestations are refused".to_owned());
+            let left = database.max_stale_s.saturating_sub(database.stale_s).max(0);
+            warnings.push(format!(
+                "the database cannot be reached: changes and attestations are refused, and memory answers agents for \
+                 another {left} s (max_stale)"
+            ));
         }
         if database.stale_s > database.max_stale_s {
             warnings.push(format!(
                 "memory was not compared with the database for {} s, more than max_stale ({} s): nobody is served over TCP",
                 database.stale_s, database.max_stale_s
             ));
+        }
+        if let Err(disagreement) = self.0.clock_guard.verdict() {
+            warnings.push(format!("housekeeping is paused: {disagreement}"));
         }
         let health = self.0.ca.rotation_health();
         if let Some(error) = &health.last_error {
@@ -147,7 +155,7 @@ impl StatusService for StatusApi {
         let own = directory.bundle(&context.trust_domain);
         let own = own.map_or_else(|| Bundle::empty(context.trust_domain.clone()), |own| (*own).clone());
         let database = wire::DatabaseStatus {
-            kind: "sqlite3".into(),
+            kind: context.store.kind().into(),
             reachable: context.store.ping().await.is_ok(),
             stale_s: seconds(directory.staleness()),
             max_stale_s: seconds(context.max_stale),
@@ -174,6 +182,7 @@ impl StatusService for StatusApi {
             peer_identification: if by_socket { "pidfd" } else { "pidfd_open and start time" }.into(),
             watching_agents_count: count(context.watchers.agents()),
             warnings: self.warnings(&database, banned),
+            servers: servers(context, database.reachable).await,
             database: Some(database),
         }))
     }

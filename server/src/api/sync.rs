@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::authorize::log_denied_agent;
 use super::caller::PeerCert;
-use super::status::{denial_reason, denied_because, unavailable};
+use super::status::{denial_reason, denied_because, too_stale, unavailable};
 use super::table::Method;
 use super::{Context, agent_of, call_of, service};
 use crate::directory::{AgentDenied, AgentRefusal, AgentWatch, Delta, EndReason};
@@ -106,7 +106,13 @@ fn ended(reason: EndReason) -> Status {
 }
 
 /// The caller's own authorisation, asked again before anything is told.
-async fn still_agent(context: &Context, agent: &PeerCert) -> Result<(), Status> {
+/// # Errors
+/// What the call itself would hear now.
+pub(super) async fn still_agent(context: &Context, agent: &PeerCert) -> Result<(), Status> {
+    if context.directory.staleness() > context.max_stale {
+        return Err(too_stale());
+    }
+    context.vouch.require(agent)?;
     let checked =
         context.directory.verify_agent(&agent.id, &agent.serial, agent.not_after, context.now_unix()).await;
     match checked {
@@ -132,6 +138,7 @@ async fn follow(
         let delta = tokio::select! {
             delta = watch.next() => delta,
             () = &mut expiry => Err(EndReason::Expired),
+            () = context.directory.stale_for(context.max_stale) => return Err(too_stale()),
             () = answers.closed() => return Ok(()),
         };
         let delta = delta.map_err(|reason| {

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
 use svid_core::key::KeyType;
 pub use svid_core::x509::CaSubject;
 use svid_daemon::metrics::Metrics;
 
+use super::SPREAD;
 use super::rotation::{ACTIVATE_CAP, ACTIVATE_DIVISOR};
+use crate::clock_guard::ClockGuard;
 
 /// SPIRE's `ca_ttl` default.
 pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -39,8 +42,12 @@ pub struct CaConfig {
     pub default_jwt_svid_ttl: Duration,
     /// Life of agents' SVIDs (`agent_ttl`), else that of X.509-SVIDs.
     pub agent_ttl: Option<Duration>,
+    /// How long a new authority stands in the bundle before it signs, where others go by that bundle.
+    pub spread: Duration,
     /// Counts what is signed and rotated.
     pub metrics: Metrics,
+    /// Expired authorities leave the bundle only while the clocks agree.
+    pub clock_guard: ClockGuard,
 }
 
 impl CaConfig {
@@ -57,7 +64,9 @@ impl CaConfig {
             default_x509_svid_ttl: DEFAULT_X509_SVID_TTL,
             default_jwt_svid_ttl: DEFAULT_JWT_SVID_TTL,
             agent_ttl: None,
+            spread: SPREAD,
             metrics: Metrics::disabled(),
+            clock_guard: ClockGuard::new(Clock::system()),
         }
     }
 

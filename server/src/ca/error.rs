@@ -61,6 +61,9 @@ pub enum CaError {
     /// A manual operation named another authority than the one it can work on.
     #[error("unexpected authority ID")]
     AuthorityIdUnexpected,
+    /// The prepared authority is not in the bundle any more: the database lost it.
+    #[error("the prepared authority is no longer in the bundle; another one will be prepared")]
+    NotPublished,
     /// Only a prepared authority can be activated.
     #[error("only Prepared authorities can be activated")]
     NotPrepared,

@@ -1,6 +1,6 @@
 //! A store and a key manager in memory whose process can be killed at any write.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -55,11 +55,22 @@ pub(super) struct Disk {
     journal: Arc<Mutex<Option<Vec<u8>>>>,
     bundle: Arc<Mutex<Option<Bundle>>>,
     keys: Arc<MemoryKeyManager>,
+    audience: Arc<AtomicBool>,
 }
 
 impl Disk {
+    /// From now on others go by the bundle.
+    pub(super) fn has_audience(&self) {
+        self.audience.store(true, Ordering::SeqCst);
+    }
+
     pub(super) fn bundle(&self) -> Bundle {
         self.bundle.lock().expect("lock").clone().expect("a bundle")
+    }
+
+    /// How many JWT authorities are published.
+    pub(super) fn prepared_jwt(&self) -> usize {
+        self.bundle.lock().expect("lock").as_ref().map_or(0, |bundle| bundle.jwt_authorities.len())
     }
 
     pub(super) fn lose_bundle(&self) {
@@ -150,6 +161,10 @@ impl CaStore for FakeStore {
         Ok(self.disk.bundle.lock().expect("lock").clone())
     }
 
+    async fn has_audience(&self) -> Result<bool, CaStoreError> {
+        Ok(self.disk.audience.load(Ordering::SeqCst))
+    }
+
     async fn append_to_bundle(
         &self,
         x509: &[X509Authority],
@@ -227,5 +242,9 @@ impl Hands {
 
     pub(super) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
+    }
+
+    pub(super) fn set_back(&self, by: Duration) {
+        self.0.fetch_sub(by.as_secs(), Ordering::SeqCst);
     }
 }

@@ -14,13 +14,13 @@ use svid_plugin_api::{KeyManager, UpstreamAuthority};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::clock_guard::ClockGuard;
 use super::journal::Journal;
 use super::load::Loader;
 use super::metrics::{CaMetrics, outcome};
 use super::prepare::{self, Minted};
 use super::rotation::{Step, next_step};
 use super::slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Status};
+use super::spread::Spreading;
 use super::{CaConfig, CaError, CaSnapshot, CaStore, log};
 
 /// Expired authorities stay this long in the bundle, for verifiers whose clock lags.
@@ -54,10 +54,10 @@ pub(super) struct Manager {
     upstream: Option<Arc<dyn UpstreamAuthority>>,
     pub(super) store: Arc<dyn CaStore>,
     clock: Clock,
-    guard: ClockGuard,
     last_prune: Option<Instant>,
     journal: Journal,
     pub(super) state: CaSnapshot,
+    pub(super) spreading: Spreading,
     published: watch::Sender<Arc<CaSnapshot>>,
     pub(super) metrics: Arc<CaMetrics>,
 }
@@ -93,22 +93,27 @@ impl Manager {
         state.upstream = upstream.as_ref().map(|upstream| upstream.name().into());
         state.note_tainted(bundle.as_ref());
         let published = watch::Sender::new(Arc::new(state.clone()));
-        let guard = ClockGuard::new(now);
         let metrics = Arc::new(CaMetrics::new(&config.metrics, &config.trust_domain));
-        let manager = Self {
+        let mut manager = Self {
             config,
             keys,
             upstream,
             store,
             clock,
-            guard,
             last_prune: None,
             journal,
             state,
+            spreading: Spreading::default(),
             published,
             metrics,
         };
         manager.log_loaded(now);
+        // Nobody knows how long before the restart these were published.
+        for kind in manager.kinds() {
+            if manager.state.state(*kind).prepared.is_some() {
+                manager.spread(*kind).await;
+            }
+        }
         Ok(manager)
     }
 
@@ -151,12 +156,43 @@ impl Manager {
         }
     }
 
-    /// Brings every kind of authority up, or says why not.
+    /// Brings every kind of authority up, or says why not. New ones of a trust domain that others know already get
+    /// time to spread first.
     pub(super) async fn first_rotation(&mut self) -> Result<(), CaError> {
         for kind in self.kinds() {
             self.rotate(*kind).await?;
         }
+        let waits = self.kinds().iter().filter(|kind| self.state.state(**kind).active.is_none());
+        let Some(wait) = waits.map(|kind| self.spreading.left(*kind)).max() else { return Ok(()) };
+        tracing::info!(
+            wait_s = wait.as_secs_f64().ceil(),
+            "New authorities are in the bundle; agents and other servers get time to learn of them before anything is \
+             signed and the ports open"
+        );
+        tokio::time::sleep(wait).await;
+        for kind in self.kinds() {
+            self.rotate(*kind).await?;
+        }
         Ok(())
+    }
+
+    /// Notes that the prepared authority stands in the bundle since now.
+    async fn spread(&mut self, kind: AuthorityKind) {
+        // In doubt there is somebody.
+        let audience = self.store.has_audience().await.unwrap_or(true);
+        self.spreading.begin(kind, if audience { self.config.spread } else { Duration::ZERO });
+    }
+
+    /// Waits until the prepared authority had time to spread.
+    pub(super) async fn spread_out(&self, kind: AuthorityKind) {
+        let left = self.spreading.left(kind);
+        if !left.is_zero() {
+            tracing::info!(
+                wait_s = left.as_secs_f64().ceil(),
+                "The new {kind} authority gets time to spread first"
+            );
+            tokio::time::sleep(left).await;
+        }
     }
 
     /// One check of everything. Gives the moment of the next rotation, none after a failure.
@@ -197,6 +233,9 @@ impl Manager {
             let now = self.clock.now();
             match self.next_step(kind, now) {
                 Step::SleepUntil(due) => return Ok(due),
+                Step::Activate if !self.spreading.left(kind).is_zero() => {
+                    return Ok(now + self.spreading.left(kind));
+                }
                 Step::Activate => drop(self.activate(kind).await?),
                 // An upstream that gives CAs whose end is near would be asked without end.
                 Step::Prepare if has_prepared => return Ok(now),
@@ -228,8 +267,7 @@ impl Manager {
 
     async fn prepare_x509(&mut self) -> Result<AuthorityInfo, CaError> {
         let (slot, now) = (self.state.x509.free(), whole_seconds(self.clock.now()));
-        self.state.x509.discard_prepared();
-        self.publish();
+        self.discard_prepared(AuthorityKind::X509);
         tracing::debug!(%slot, "Preparing X509 CA");
         let signer = self.keys.generate(slot.key_id(AuthorityKind::X509), self.config.ca_key_type).await?;
         let Minted { authority, roots } = match &self.upstream {
@@ -237,6 +275,7 @@ impl Manager {
             Some(upstream) => prepare::upstream_signed(&self.config, &**upstream, signer, now).await?,
         };
         self.store.append_to_bundle(&roots, &[]).await?;
+        self.spread(AuthorityKind::X509).await;
         let upstream_id = authority.cert().authority_key_id_hex().filter(|_| self.upstream.is_some());
         let info = AuthorityInfo {
             upstream_authority_id: upstream_id.unwrap_or_default(),
@@ -251,8 +290,7 @@ impl Manager {
 
     async fn prepare_jwt(&mut self) -> Result<AuthorityInfo, CaError> {
         let (slot, now) = (self.state.jwt.free(), whole_seconds(self.clock.now()));
-        self.state.jwt.discard_prepared();
-        self.publish();
+        self.discard_prepared(AuthorityKind::Jwt);
         tracing::debug!(%slot, "Preparing JWT key");
         let signer = self.keys.generate(slot.key_id(AuthorityKind::Jwt), self.config.jwt_key_type).await?;
         let not_after = now + self.config.ca_ttl;
@@ -264,6 +302,7 @@ impl Manager {
             tainted: false,
         };
         self.store.append_to_bundle(&[], std::slice::from_ref(&published)).await?;
+        self.spread(AuthorityKind::Jwt).await;
         let info = new_info(slot, now, not_after, key.key_id().to_owned());
         let mut journal = self.journal.clone();
         journal.append_jwt(&info, &published.public_key);
@@ -275,6 +314,10 @@ impl Manager {
     /// Lets the prepared authority take over.
     pub(super) async fn activate(&mut self, kind: AuthorityKind) -> Result<AuthorityInfo, CaError> {
         let next = self.state.state(kind).prepared.ok_or(CaError::NotPrepared)?;
+        if !self.is_published(kind).await? {
+            self.discard_prepared(kind);
+            return Err(CaError::NotPublished);
+        }
         let mut journal = self.journal.clone();
         match kind {
             AuthorityKind::X509 => journal.activate_x509(&next.authority_id),
@@ -292,6 +335,33 @@ impl Manager {
         self.metrics.activated(kind);
         self.show_active(kind, &info, now);
         Ok(info)
+    }
+
+    /// True if the prepared authority is in the bundle still. A database may lose what it had: a restored copy, a
+    /// failover to a replica that was behind.
+    async fn is_published(&self, kind: AuthorityKind) -> Result<bool, CaError> {
+        let bundle = self.store.bundle().await?;
+        let Some(bundle) = bundle else { return Ok(false) };
+        let prepared = self.state.x509.prepared().and_then(|held| held.key.as_ref());
+        Ok(match (kind, prepared) {
+            (AuthorityKind::Jwt, _) => {
+                let key = self.state.jwt.prepared().and_then(|held| held.key.as_ref());
+                key.is_some_and(|key| bundle.jwt_authority(key.key_id()).is_some())
+            }
+            (AuthorityKind::X509, Some(authority)) if authority.chain().is_empty() => {
+                bundle.x509_authorities.iter().any(|root| root.der() == authority.cert_der())
+            }
+            // Its roots are the upstream's, which are published by themselves.
+            (AuthorityKind::X509, prepared) => prepared.is_some(),
+        })
+    }
+
+    fn discard_prepared(&mut self, kind: AuthorityKind) {
+        match kind {
+            AuthorityKind::X509 => self.state.x509.discard_prepared(),
+            AuthorityKind::Jwt => self.state.jwt.discard_prepared(),
+        }
+        self.publish();
     }
 
     /// Saves a journal, and keeps it once it is saved.
@@ -317,11 +387,11 @@ impl Manager {
         if !is_due {
             return;
         }
-        self.last_prune = Some(Instant::now());
-        if !self.guard.agrees(now) {
-            tracing::warn!("The system's clock was set since start; expired authorities stay in the bundle");
+        // The guard has said so.
+        if self.config.clock_guard.verdict().is_err() {
             return;
         }
+        self.last_prune = Some(Instant::now());
         let Some(before) = now.checked_sub(PRUNE_SAFETY) else { return };
         let begun = Instant::now();
         let pruned = self.store.prune_bundle(before).await;

@@ -4,7 +4,6 @@
 //! a request signs with the state it found, whole, and a failed rotation leaves the last good state in place.
 //! Knows nothing of gRPC and nothing of SQL: see [`CaStore`].
 
-mod clock_guard;
 mod config;
 mod error;
 mod issue;
@@ -18,6 +17,7 @@ mod rotation;
 mod server_svid;
 mod slots;
 mod snapshot;
+mod spread;
 mod store;
 mod store_adapter;
 mod task;
@@ -41,6 +41,7 @@ pub use issue::{DownstreamCa, JwtSvidRequest, X509SvidRequest};
 pub use server_svid::ServerIdentity;
 pub use slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Slots, Status};
 pub use snapshot::{AuthorityState, CaSnapshot, RotationHealth, UNHEALTHY_FAILURES};
+pub use spread::SPREAD;
 pub use store::{CaStore, CaStoreError};
 pub use store_adapter::StoredCa;
 
@@ -63,7 +64,8 @@ pub struct Ca {
 
 impl Ca {
     /// Loads what the journal and the key manager hold, rotates once, and gives the handle together with the task
-    /// that goes on rotating. When this returns an authority of each kind is active and in the bundle.
+    /// that goes on rotating. When this returns an authority of each kind is active and in the bundle; where others go by
+    /// that bundle already, new authorities were in it for [`SPREAD`].
     /// # Errors
     /// Whatever keeps the first authority from being loaded or made.
     pub async fn start(
@@ -140,7 +142,7 @@ impl Ca {
         self.operate(kind, Operation::Prepare).await
     }
 
-    /// Lets the prepared authority take over.
+    /// Lets the prepared authority take over, once it has been in the bundle for [`SPREAD`].
     /// # Errors
     /// [`CaError::AuthorityIdMissing`], [`CaError::AuthorityIdUnexpected`] or [`CaError::NotPrepared`].
     pub async fn activate(&self, kind: AuthorityKind, authority_id: &str) -> Result<AuthorityInfo, CaError> {

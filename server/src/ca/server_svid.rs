@@ -9,11 +9,12 @@ use svid_core::x509::{IssueError, LeafTemplate, PublicKey, Subject, X509Svid};
 use tokio::sync::watch;
 
 use super::metrics::{CaMetrics, outcome};
-use super::{CaConfig, CaError, CaSnapshot};
+use super::{CaConfig, CaError, CaSnapshot, SPREAD};
 
-/// After an authority was prepared, agents get this long to learn of it before the server shows itself with it.
+/// After an authority was prepared, agents get this long to learn of it before the server shows itself with it: longer
+/// than before it signs for others, because an agent that missed it here could not ask any more.
 /// Matters when an operator prepares and activates at once; a scheduled rotation leaves hours.
-const SPREAD: Duration = Duration::from_secs(30);
+const SHOW_AFTER: Duration = SPREAD.saturating_mul(3);
 
 /// The SVID the TCP port is served with.
 pub struct ServerIdentity {
@@ -110,7 +111,7 @@ fn due_at(identity: &ServerIdentity, snapshot: &CaSnapshot, now: SystemTime) -> 
     match snapshot.x509.active() {
         Some(active) if active.info.authority_id == identity.authority_id => half,
         Some(_) if snapshot.is_tainted(&identity.authority_id) => now,
-        Some(active) => half.min(active.info.issued_at + SPREAD),
+        Some(active) => half.min(active.info.issued_at + SHOW_AFTER),
         None => half,
     }
 }

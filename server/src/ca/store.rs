@@ -32,6 +32,8 @@ pub trait CaStore: Send + Sync {
     async fn save_journal(&self, journal: &[u8]) -> Result<(), CaStoreError>;
     /// The trust domain's own bundle.
     async fn bundle(&self) -> Result<Option<Bundle>, CaStoreError>;
+    /// True if others than this server go by the bundle: another running server, or an attested agent.
+    async fn has_audience(&self) -> Result<bool, CaStoreError>;
     /// Adds authorities to the bundle; those that are there already stay as they are.
     async fn append_to_bundle(
         &self,

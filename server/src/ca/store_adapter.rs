@@ -54,6 +54,11 @@ impl CaStore for StoredCa {
         Ok(self.store.bundle(&self.trust_domain).await?)
     }
 
+    async fn has_audience(&self) -> Result<bool, CaStoreError> {
+        let now = self.store.now().await?;
+        Ok(self.store.has_audience(&self.server_id, now).await?)
+    }
+
     async fn append_to_bundle(
         &self,
         x509: &[X509Authority],

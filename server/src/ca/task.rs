@@ -63,6 +63,7 @@ impl Manager {
             Operation::Prepare => self.prepare(kind).await,
             Operation::Activate(id) => {
                 self.require_prepared(kind, &id)?;
+                self.spread_out(kind).await;
                 self.activate(kind).await
             }
             Operation::Taint(id) => self.taint(kind, &id).await,

@@ -28,6 +28,8 @@ pub struct RunFlags {
     pub log_format: Option<String>,
     /// `-logSourceLocation`.
     pub log_source_location: bool,
+    /// `-newTrustDomain`, which SPIRE does not have.
+    pub new_trust_domain: bool,
 }
 
 /// Why the command line was refused.
@@ -73,6 +75,8 @@ pub const USAGE: &str = "Usage of run:
     \t'debug', 'info', 'warn', or 'error'
   -logSourceLocation
     \tInclude source file and line number in log lines
+  -newTrustDomain
+    \tStart a trust domain that this data directory has served anew, in a database that does not know it
   -serverPort int
     \tPort number of the server
   -socketPath string
@@ -116,6 +120,7 @@ impl RunFlags {
         let slot = match name {
             "expandEnv" => &mut self.expand_env,
             "logSourceLocation" => &mut self.log_source_location,
+            "newTrustDomain" => &mut self.new_trust_domain,
             _ => return Ok(false),
         };
         *slot = match value {

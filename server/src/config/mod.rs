@@ -52,6 +52,8 @@ pub struct ServerConfig {
     pub ratelimit: RateLimits,
     /// Removal of agents that expired long ago; absent when off.
     pub node_pruning: Option<NodePruning>,
+    /// A database that does not know the trust domain gets a new authority even if this data directory served it.
+    pub new_trust_domain: bool,
     /// An agent's own ID becomes one of its node selectors.
     pub agent_spiffe_id_as_selector: bool,
     /// Only post-quantum key exchanges on the TCP port.

@@ -33,6 +33,7 @@ pub(super) struct ServerSection {
     log: LogOptions,
     ratelimit: RateLimits,
     node_pruning: Option<NodePruning>,
+    new_trust_domain: bool,
     experimental: Experimental,
 }
 
@@ -62,6 +63,7 @@ pub(super) fn assemble(
         log: server.log,
         ratelimit: server.ratelimit,
         node_pruning: server.node_pruning,
+        new_trust_domain: server.new_trust_domain,
         agent_spiffe_id_as_selector: server.experimental.agent_spiffe_id_as_selector,
         require_pq_kem: server.experimental.require_pq_kem,
         max_stale: server.experimental.max_stale.unwrap_or(MAX_STALE),
@@ -91,6 +93,7 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
             .block("ratelimit", read_ratelimit)
             .unwrap_or(RateLimits { attestation: true, signing: true }),
         node_pruning: node_pruning(r),
+        new_trust_domain: flags.new_trust_domain,
         experimental,
     };
     r.block("federation", federation::read);

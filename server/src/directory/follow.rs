@@ -7,14 +7,20 @@ use svid_core::id::SpiffeId;
 use tokio::sync::watch;
 
 use super::Shared;
+use super::contact::Begun;
 use super::state::State;
 use super::watch::lock;
 use crate::store::{Changes, MAX_LINES, Reload, StoreError};
 
-/// The log is read this often even if nothing woke us: shows a database that went away or was replaced.
-const POLL: Duration = Duration::from_secs(5);
-/// Pause after an error.
+/// The log is read this often even if nothing woke us: another server's write whose hint got lost, a database that went
+/// away or was replaced.
+const POLL: Duration = Duration::from_secs(1);
+/// Pause after an error, unless somebody waits for an answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// Pause after an error in any case.
+const MIN_RETRY: Duration = Duration::from_millis(100);
+/// One reading takes no longer; a database that hangs is one that is away.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the clock is looked at. Together with the work itself well within a second.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -36,22 +42,28 @@ async fn follow(shared: &Shared, mut committed: watch::Receiver<u64>) {
     let mut failed = false;
     loop {
         committed.borrow_and_update();
-        let pause = match shared.catch_up().await {
-            Ok(()) => {
-                if std::mem::take(&mut failed) {
-                    tracing::info!("The database answers again");
-                }
-                POLL
+        let begun = Begun::now(shared.clock.now());
+        let outcome = shared.catch_up().await;
+        match &outcome {
+            Ok(()) if std::mem::take(&mut failed) => tracing::info!("The database answers again"),
+            Ok(()) => {}
+            Err(error) if !std::mem::replace(&mut failed, true) => {
+                let error = svid_daemon::log::chain(error);
+                tracing::error!(%error, "The change log cannot be read: going on from memory");
             }
-            Err(error) => {
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::error!(%error, "The change log cannot be read: going on from memory");
-                }
-                RETRY
-            }
-        };
-        // The sender lives in the store, which `shared` holds.
-        let _ = tokio::time::timeout(pause, committed.changed()).await;
+            Err(_) => {}
+        }
+        shared.contact.ended(begun, outcome);
+        if failed {
+            tokio::time::sleep(MIN_RETRY).await;
+        }
+        let pause = if failed { RETRY } else { POLL };
+        tokio::select! {
+            // The sender lives in the store, which `shared` holds.
+            _ = committed.changed() => {}
+            () = shared.contact.wanted() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
     }
 }
 
@@ -66,6 +78,7 @@ async fn tick(shared: &Shared) {
 
 /// Stores promotions, which hold in memory already. One that finds another row is void: a ban wins.
 async fn write_behind(shared: &Shared) {
+    let mut failed = false;
     loop {
         let waiting: Vec<(SpiffeId, String)> = {
             let state = shared.read();
@@ -75,21 +88,31 @@ async fn write_behind(shared: &Shared) {
             shared.promotions.notified().await;
             continue;
         }
-        for (id, serial) in waiting {
-            match shared.store.activate_serial(&id, &serial).await {
-                Ok(_) => {
-                    let mut state = shared.write();
-                    if state.promoted.get(&id) == Some(&serial) {
-                        state.promoted.remove(&id);
-                    }
+        match store_promotions(shared, waiting).await {
+            Ok(()) => failed = false,
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!(%error, "Serial numbers of renewed agents are not stored yet");
                 }
-                Err(error) => {
-                    tracing::warn!(%error, spiffe_id = %id, "A renewed agent's serial number is not stored yet");
-                    tokio::time::sleep(RETRY).await;
-                }
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
+}
+
+async fn store_promotions(shared: &Shared, waiting: Vec<(SpiffeId, String)>) -> Result<(), StoreError> {
+    for (id, serial) in waiting {
+        shared.store.activate_serial(&id, &serial).await?;
+        let mut state = shared.write();
+        if state.promoted.get(&id) == Some(&serial) {
+            state.promoted.remove(&id);
+        }
+    }
+    Ok(())
+}
+
+fn timed_out() -> StoreError {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
 }
 
 impl Shared {
@@ -97,7 +120,8 @@ impl Shared {
     pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
         loop {
             let cursor = self.read().cursor;
-            match self.store.changes_after(cursor).await? {
+            let changes = tokio::time::timeout(READ_TIMEOUT, self.store.changes_after(cursor));
+            match changes.await.unwrap_or_else(|_| Err(timed_out()))? {
                 Changes::Lines { lines, .. } if lines.is_empty() => break,
                 Changes::Lines { cursor, lines, rows } => {
                     let to_the_end = lines.len() < MAX_LINES;
@@ -112,7 +136,6 @@ impl Shared {
                 Changes::Reload(why) => self.reload(cursor.position.epoch, why).await?,
             }
         }
-        *lock(&self.contact) = std::time::Instant::now();
         Ok(())
     }
 
@@ -138,6 +161,12 @@ impl Shared {
         let cursor = self.store.load(&mut fresh).await?;
         fresh.loaded(cursor);
         let mut state = self.write();
+        // Agents went on calling while this was loaded.
+        for (id, serial) in &state.promoted {
+            if fresh.nodes.get_mut(id).is_some_and(|node| node.promote(serial)) {
+                fresh.promoted.insert(id.clone(), serial.clone());
+            }
+        }
         *state = fresh;
         let watches = lock(&self.watches);
         for agent in watches.agents() {

@@ -4,10 +4,13 @@
 //! watching agents of it.
 
 mod apply;
+mod contact;
 mod follow;
 mod intern;
 mod list;
 mod packed;
+#[cfg(test)]
+mod several_tests;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -16,7 +19,7 @@ mod walk;
 mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use svid_core::bundle::Bundle;
 use svid_core::clock::Clock;
@@ -29,9 +32,10 @@ pub use types::*;
 pub use watch::AgentWatch;
 
 use crate::store::{Position, Serial, Store, StoreError};
+use contact::{Begun, Contact};
 use packed::Key;
 use state::State;
-use watch::{Watches, lock};
+use watch::Watches;
 
 /// How long a caller waits for memory to reach the end of the log.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,17 +50,7 @@ struct Shared {
     /// A promotion waits to be written.
     promotions: Notify,
     /// When the log was last read to its end.
-    contact: Mutex<Instant>,
-    catching_up: CatchUp,
-}
-
-/// One reading of the log's end serves all who asked before it began.
-#[derive(Default)]
-struct CatchUp {
-    /// Readings that have begun.
-    begun: std::sync::atomic::AtomicU64,
-    /// The last reading that succeeded, and one at a time.
-    done: tokio::sync::Mutex<u64>,
+    contact: Contact,
 }
 
 impl Shared {
@@ -85,6 +79,7 @@ impl Directory {
     ) -> Result<(Self, DirectoryTask), StoreError> {
         let committed = store.committed();
         let mut state = State::new(trust_domain);
+        let begun = Begun::now(clock.now());
         let cursor = store.load(&mut state).await?;
         state.loaded(cursor);
         store.set_applied(cursor.position.seq);
@@ -95,8 +90,7 @@ impl Directory {
             state: RwLock::new(state),
             watches: Mutex::default(),
             promotions: Notify::new(),
-            contact: Mutex::new(Instant::now()),
-            catching_up: CatchUp::default(),
+            contact: Contact::new(begun),
         });
         Ok((Self(shared.clone()), DirectoryTask { shared, committed }))
     }
@@ -106,30 +100,34 @@ impl Directory {
         self.0.read().cursor.position
     }
 
-    /// How long ago the log was last read to its end: what `max_stale` limits.
+    /// How old memory is: when the last reading of the log to its end began. What `max_stale` limits.
     pub fn staleness(&self) -> Duration {
-        lock(&self.0.contact).elapsed()
+        self.0.contact.staleness(self.0.clock.now())
+    }
+
+    /// Waits until memory is older than this.
+    pub async fn stale_for(&self, limit: Duration) {
+        loop {
+            let left = limit.saturating_sub(self.staleness());
+            if left.is_zero() && self.staleness() > limit {
+                return;
+            }
+            // Suspended machines and set clocks are noticed within the minute.
+            tokio::time::sleep(left.clamp(Duration::from_millis(10), Duration::from_secs(60))).await;
+        }
+    }
+
+    /// False while the log cannot be read: what is answered comes from memory alone.
+    pub fn has_database(&self) -> bool {
+        self.0.contact.is_well()
     }
 
     /// Waits until memory has everything that was committed before the call.
     /// # Errors
     /// [`Unavailable`] if the database does not say so in time.
     pub async fn caught_up(&self) -> Result<(), Unavailable> {
-        use std::sync::atomic::Ordering::SeqCst;
-        let catching_up = &self.0.catching_up;
-        let arrived = catching_up.begun.load(SeqCst);
-        let work = async {
-            let mut done = catching_up.done.lock().await;
-            if *done > arrived {
-                return Ok(()); // a reading that began after we came
-            }
-            let number = catching_up.begun.fetch_add(1, SeqCst) + 1;
-            let head = self.0.store.head().await?;
-            self.0.store.applied_through(head.seq).await;
-            *done = number;
-            Ok(())
-        };
-        tokio::time::timeout(CATCH_UP_TIMEOUT, work).await.unwrap_or(Err(Unavailable::Behind))
+        let next = self.0.contact.next();
+        tokio::time::timeout(CATCH_UP_TIMEOUT, next).await.unwrap_or(Err(Unavailable::Behind))
     }
 
     // ---- entries

@@ -1,9 +1,6 @@
 //! The parts that the wiring puts together, each from its configuration.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,88 +13,35 @@ use svid_upstream_disk::{DiskConfig, UpstreamDisk};
 use svid_x509pop::X509PopServer;
 
 use super::RunError;
+use super::identity::host_name;
 use crate::attest::Attestors;
-use crate::ca::{CaConfig, CaSubject};
+use crate::ca::{CaConfig, CaSubject, SPREAD};
+use crate::clock_guard::ClockGuard;
 use crate::config::{KeyManagerChoice, NodeAttestorChoice, ServerConfig, UpstreamChoice};
 use crate::directory::Directory;
-use crate::store::{HousekeepingOptions, ServerClaim, Store, housekeeping as sweep};
-
-/// A server that was not heard of for this long is gone.
-const LEASE: Duration = Duration::from_secs(90);
-const HEARTBEAT: Duration = Duration::from_secs(30);
-
-/// This server's name in the database: random at the first start, kept in the data directory.
-pub(super) fn server_id(data_dir: &Path) -> Result<String, RunError> {
-    let path = data_dir.join("server-id");
-    let failed = |source| RunError::File { path: path.display().to_string(), source };
-    match fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse::<uuid::Uuid>() {
-            Ok(id) => return Ok(id.to_string()),
-            Err(_) => {
-                return Err(failed(std::io::Error::other("does not hold a UUID; restore it or remove it")));
-            }
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let id = uuid::Uuid::new_v4().to_string();
-    let fresh = data_dir.join("server-id.new");
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        writeln!(file, "{id}")?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        fs::File::open(data_dir)?.sync_all()
-    };
-    write().map_err(failed)?;
-    Ok(id)
-}
+use crate::store::{HousekeepingOptions, Store, housekeeping as sweep};
 
 pub(super) async fn open_store(config: &ServerConfig) -> Result<Store, RunError> {
     Ok(Store::open(&config.plugins.data_store, &config.trust_domain).await?)
 }
 
-/// What the kernel calls this machine.
-pub(super) fn host_name() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned())
+/// host:port, as addresses are written.
+pub(super) fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Claims this server's id and gives the name under which it is held.
-pub(super) async fn claim(
-    store: &Store,
-    config: &ServerConfig,
-    server_id: &str,
-    clock: &Clock,
-) -> Result<String, RunError> {
-    let host = host_name().unwrap_or_default();
-    let data_dir = fs::canonicalize(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    let holder = uuid::Uuid::new_v4().to_string();
-    store
-        .register_server(ServerClaim {
-            server_id: server_id.to_owned(),
-            host: format!("{host}:{}", data_dir.display()),
-            holder: holder.clone(),
-            now: clock.unix(),
-            lease: i64::try_from(LEASE.as_secs()).unwrap_or(i64::MAX),
-        })
-        .await?;
-    Ok(holder)
-}
-
-/// Goes on claiming the id. A lost database is no reason to stop: memory goes on serving.
-pub(super) async fn heartbeat(store: Store, server_id: String, holder: String, clock: Clock) {
-    loop {
-        tokio::time::sleep(HEARTBEAT).await;
-        if let Err(error) = store.heartbeat_server(&server_id, &holder, clock.unix()).await {
-            tracing::warn!(error = %svid_daemon::log::chain(&error), "Heartbeat failed");
-        }
-    }
+/// Where others may find this server: its own name if it listens at all addresses.
+pub(super) fn shown_address(config: &ServerConfig) -> String {
+    let is_any = config.bind_address.parse().is_ok_and(|address: IpAddr| address.is_unspecified());
+    let host = if is_any { host_name() } else { None };
+    address(host.as_deref().unwrap_or(&config.bind_address), config.bind_port)
 }
 
 pub(super) fn housekeeping(
     config: &ServerConfig,
     store: &Store,
     clock: &Clock,
+    guard: &ClockGuard,
 ) -> impl Future<Output = ()> + use<> {
     let pruning = config.node_pruning;
     let options = HousekeepingOptions {
@@ -105,7 +49,7 @@ pub(super) fn housekeeping(
         prune_tofu_nodes: pruning.is_some_and(|pruning| pruning.tofu),
         prune_nodes_batch: pruning.map_or(0, |pruning| pruning.batch_size),
     };
-    sweep(store.clone(), clock.clone(), options)
+    sweep(store.clone(), clock.clone(), guard.clone(), options)
 }
 
 fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError>) -> Result<T, RunError> {
@@ -176,7 +120,7 @@ fn own_roots(directory: Directory, trust_domain: TrustDomain) -> svid_x509pop::B
     })
 }
 
-pub(super) fn ca_config(config: &ServerConfig, metrics: &Metrics) -> CaConfig {
+pub(super) fn ca_config(config: &ServerConfig, metrics: &Metrics, clock_guard: &ClockGuard) -> CaConfig {
     let ca = &config.ca;
     CaConfig {
         trust_domain: config.trust_domain.clone(),
@@ -193,6 +137,8 @@ pub(super) fn ca_config(config: &ServerConfig, metrics: &Metrics) -> CaConfig {
         default_x509_svid_ttl: ca.default_x509_svid_ttl,
         default_jwt_svid_ttl: ca.default_jwt_svid_ttl,
         agent_ttl: config.agent_ttl,
+        spread: SPREAD,
         metrics: metrics.clone(),
+        clock_guard: clock_guard.clone(),
     }
 }

@@ -12,14 +12,15 @@ use svid_daemon::tls::{CurrentTls, TlsPolicy, scrape_tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::parts::host_name;
+use super::identity::host_name;
 use super::tls::own_svid;
 use super::{RunError, spawn};
 use crate::api::Context;
 use crate::config::ServerConfig;
+use crate::store::StoreError;
 
-/// How often the uptime is set.
-const UPTIME: Duration = Duration::from_secs(10);
+/// How often the uptime and what changes with time are set.
+const UPTIME: Duration = Duration::from_secs(1);
 
 /// Metrics as configured; without a sink nothing is counted.
 pub(super) fn metrics(config: &ServerConfig) -> Metrics {
@@ -81,17 +82,30 @@ async fn start_metrics(
     };
     spawn("the metrics listener", stop, http::serve(listener, tls, stop.clone(), answer));
     let uptime = metrics.gauge(&["uptime_in_ms"], &[]);
-    let staleness = metrics.gauge(&["directory", "staleness_seconds"], &[]);
-    let directory = context.directory.clone();
+    let states = state_metrics(metrics, context);
     spawn("the uptime metric", stop, async move {
         let since = std::time::Instant::now();
         loop {
             uptime.set(since.elapsed().as_secs_f64() * 1000.0);
-            staleness.set(directory.staleness().as_secs_f64());
+            states();
             tokio::time::sleep(UPTIME).await;
         }
     });
     Ok(())
+}
+
+/// What an operator watches while the database is away or a clock is wrong.
+fn state_metrics(metrics: &Metrics, context: &Arc<Context>) -> impl Fn() + Send + use<> {
+    let gauge = |name| metrics.gauge(&["directory", name], &[]);
+    gauge("max_stale_seconds").set(context.max_stale.as_secs_f64());
+    let (staleness, database) = (gauge("staleness_seconds"), gauge("database_reachable"));
+    let paused = metrics.gauge(&["housekeeping", "paused"], &[]);
+    let context = context.clone();
+    move || {
+        staleness.set(context.directory.staleness().as_secs_f64());
+        database.set(f64::from(u8::from(context.directory.has_database())));
+        paused.set(f64::from(u8::from(context.clock_guard.verdict().is_err())));
+    }
 }
 
 fn metrics_tls(
@@ -154,16 +168,40 @@ fn checks(context: &Arc<Context>) -> HealthChecker {
     });
     let c = context.clone();
     checker.add("catalog.datastore", move || {
-        let (store, stale) = (c.store.clone(), c.directory.staleness().as_secs());
-        let max_stale = c.max_stale.as_secs();
-        async move {
-            match store.ping().await {
-                Ok(()) => State::healthy(json!({})),
-                Err(error) => State::unhealthy(
-                    json!({ "err": error.to_string(), "stale_s": stale, "max_stale_s": max_stale }),
-                ),
-            }
-        }
+        let c = c.clone();
+        async move { datastore(c.store.ping().await, c.directory.staleness(), c.max_stale) }
     });
     checker
+}
+
+/// Without the database memory serves for `max_stale`, so the server is ready until then; a restart would not help, so it
+/// is live all the time.
+fn datastore(answer: Result<(), StoreError>, stale: Duration, max_stale: Duration) -> State {
+    let Err(error) = answer else { return State::healthy(json!({})) };
+    let details = json!({
+        "err": error.to_string(),
+        "stale_s": stale.as_secs(),
+        "max_stale_s": max_stale.as_secs(),
+    });
+    State { ready: stale <= max_stale, ..State::healthy(details) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_database_makes_unready_after_max_stale_and_never_dead() {
+        let hour = Duration::from_secs(3600);
+        let check = |stale, ready| {
+            let state = datastore(Err(StoreError::Closed), stale, hour);
+            assert_eq!((state.live, state.ready), (true, ready));
+            assert_eq!(state.ready_details["max_stale_s"], 3600);
+            assert_eq!(state.live_details["err"], "the database is closed");
+        };
+        check(Duration::from_secs(5), true);
+        check(hour, true);
+        check(hour * 2, false);
+        assert_eq!(datastore(Ok(()), hour * 2, hour), State::healthy(json!({})));
+    }
 }

@@ -22,7 +22,7 @@ use crate::directory::Directory;
 type Kept = HashMap<TrustDomain, (Arc<Bundle>, Arc<Roots>)>;
 
 /// Roots as verification wants them, kept for as long as the directory has the same bundle.
-struct DirectoryRoots {
+pub(super) struct DirectoryRoots {
     directory: Directory,
     kept: Mutex<Kept>,
 }
@@ -44,7 +44,7 @@ impl BundleSource for DirectoryRoots {
 }
 
 impl DirectoryRoots {
-    fn new(directory: Directory) -> Self {
+    pub(super) fn new(directory: Directory) -> Self {
         Self { directory, kept: Mutex::default() }
     }
 }
@@ -75,11 +75,11 @@ fn build(
 pub(super) fn follow(
     config: &ServerConfig,
     context: &Arc<Context>,
+    roots: Arc<DirectoryRoots>,
     stop: &CancellationToken,
 ) -> Result<Arc<ArcSwap<TlsConfig>>, TlsError> {
-    let roots = DirectoryRoots::new(context.directory.clone());
     let admins = config.admin_ids.iter().cloned();
-    let verifier = Arc::new(SpiffeClientVerifier::new(config.trust_domain.clone(), admins, Arc::new(roots)));
+    let verifier = Arc::new(SpiffeClientVerifier::new(config.trust_domain.clone(), admins, roots));
     let policy = TlsPolicy { require_pq_kem: config.require_pq_kem };
     let mut identities = context.ca.server_identity();
     let first = identities.borrow_and_update().clone();

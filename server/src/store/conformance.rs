@@ -106,6 +106,7 @@ cases!(
     bundles_change,
     the_log_tells_all,
     servers_claim_ids,
+    servers_are_listed,
     clocks_agree
 );
 
@@ -372,25 +373,111 @@ async fn the_log_tells_all(store: Store) {
     assert_eq!((sink.0, sink.1, sink.2), (0, 0, 1), "as many rows as announced");
 }
 
-async fn servers_claim_ids(store: Store) {
-    let claim = |host: &str, holder: &str, now| ServerClaim {
+fn to_claim(place: &str, holder: &str, now: i64) -> ServerClaim {
+    ServerClaim {
         server_id: "s".into(),
-        host: host.into(),
+        host: format!("host of {place}"),
+        place: place.into(),
         holder: holder.into(),
         now,
-        lease: 30,
+        watched: None,
+        facts: ServerFacts::default(),
+    }
+}
+
+fn beat(server_id: &str, holder: &str, now: i64) -> Heartbeat {
+    Heartbeat {
+        server_id: server_id.into(),
+        holder: holder.into(),
+        now,
+        position: Position { epoch: [0; 16], seq: 0 },
+        authorities_end: 0,
+        facts: ServerFacts::default(),
+    }
+}
+
+async fn servers_claim_ids(store: Store) {
+    let claim = async |place: &str, holder: &str, now| {
+        store.claim_server(to_claim(place, holder, now)).await.unwrap()
     };
-    store.register_server(claim("one", "x", 0)).await.unwrap();
-    assert!(matches!(store.register_server(claim("two", "y", 29)).await, Err(StoreError::ServerIdHeld(_))));
-    store.heartbeat_server("s", "x", 20).await.unwrap();
-    assert!(store.register_server(claim("two", "y", 30)).await.is_err());
-    store.register_server(claim("one", "z", 31)).await.unwrap();
-    assert!(store.heartbeat_server("s", "x", 32).await.is_err(), "its successor holds the id");
-    store.register_server(claim("two", "y", 61)).await.unwrap();
+    let held = |place: &str, holder: &str, heard_at| {
+        let host = format!("host of {place}");
+        Claimed::Held(Holder { host, holder: holder.into(), heard_at })
+    };
+    assert_eq!(claim("one", "x", 0).await, Claimed::Yes);
+    assert_eq!(claim("two", "y", 29).await, held("one", "x", 0));
+    store.heartbeat_server(beat("s", "x", 20)).await.unwrap();
+    assert_eq!(claim("two", "y", 30).await, held("one", "x", 20), "heard of meanwhile");
+    assert_eq!(claim("one", "z", 31).await, Claimed::Yes, "the directory is locked: its last holder is dead");
+    let taken = store.heartbeat_server(beat("s", "x", 32)).await;
+    assert!(matches!(taken, Err(StoreError::ServerIdHeld(_))), "its successor holds the id");
+    assert_eq!(claim("two", "y", 61).await, Claimed::Yes, "the lease ran out");
+    // One that was watched for the lease and is silent is dead, whatever the clocks say.
+    let seen = Holder { host: "host of two".into(), holder: "y".into(), heard_at: 61 };
+    let watched = |heard_at| ServerClaim {
+        watched: Some(Holder { heard_at, ..seen.clone() }),
+        ..to_claim("one", "w", 70)
+    };
+    assert_eq!(store.claim_server(watched(60)).await.unwrap(), held("two", "y", 61));
+    assert_eq!(store.claim_server(watched(61)).await.unwrap(), Claimed::Yes);
+    // One that ended by itself leaves the id to anybody.
+    store.release_server("s", "y").await.unwrap();
+    assert_eq!(claim("two", "y", 71).await, held("one", "w", 70), "only the holder gives it back");
+    store.release_server("s", "w").await.unwrap();
+    assert_eq!(claim("two", "y", 71).await, Claimed::Yes);
     assert_eq!(store.load_journal("s").await.unwrap(), None);
     store.save_journal("s", vec![1]).await.unwrap();
     store.save_journal("s", vec![2]).await.unwrap();
     assert_eq!(store.load_journal("s").await.unwrap(), Some(vec![2]));
+}
+
+async fn servers_are_listed(store: Store) {
+    let clocks_differ = store.now().await.unwrap() - svid_core::clock::Clock::system().unix();
+    assert!(clocks_differ.abs() <= 60, "{clocks_differ}");
+    assert!(!store.has_audience("s", 100).await.unwrap(), "nobody");
+    let facts = ServerFacts {
+        address: "a:1".into(),
+        version: "1".into(),
+        started_at: 5,
+        x509: AuthorityIds { active: "x".into(), prepared: "y".into() },
+        jwt: AuthorityIds::default(),
+    };
+    for (server_id, holder) in [("s", "x"), ("t", "y")] {
+        let claim = ServerClaim {
+            server_id: server_id.into(),
+            facts: facts.clone(),
+            ..to_claim(server_id, holder, 100)
+        };
+        assert_eq!(store.claim_server(claim).await.unwrap(), Claimed::Yes);
+    }
+    assert!(store.has_audience("s", 129).await.unwrap(), "t runs");
+    assert!(!store.has_audience("s", 130).await.unwrap(), "t is gone");
+    // Two lines that memory has not applied, and the first of them waits.
+    let before = store.head().await.unwrap();
+    for n in 0..2 {
+        let item = item(None, spec(&format!("/w{n}")));
+        store.create_entries(vec![item], 7).await.remove(0).unwrap();
+    }
+    let now = store.now().await.unwrap() + 60;
+    let slow =
+        Heartbeat { position: before, authorities_end: 900, facts: facts.clone(), ..beat("t", "y", now) };
+    store.heartbeat_server(slow).await.unwrap();
+    let head = store.head().await.unwrap();
+    let fast = Heartbeat { position: head, facts: facts.clone(), ..beat("s", "x", now) };
+    store.heartbeat_server(fast).await.unwrap();
+    let rows = store.list_servers().await.unwrap();
+    let [s, t] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((s.server_id.as_str(), s.behind_lines, s.behind_s, s.heard_at), ("s", 0, 0, now));
+    assert_eq!((t.server_id.as_str(), t.behind_lines, t.host.as_str()), ("t", 2, "host of t"));
+    assert!((55..=120).contains(&t.behind_s), "{}", t.behind_s);
+    assert_eq!((&s.facts, s.stopped), (&facts, false));
+    // Housekeeping forgets what has nothing left that could verify, and its journal.
+    store.save_journal("t", vec![1]).await.unwrap();
+    assert_eq!(store.prune_servers(now + 80_000).await.unwrap(), 0, "heard of within the day");
+    assert_eq!(store.prune_servers(now + 90_000).await.unwrap(), 1, "s never had an authority");
+    assert_eq!(store.load_journal("t").await.unwrap(), None);
+    store.attest_node(new_node("/spire/agent/x509pop/a", "1"), 7).await.unwrap();
+    assert!(store.has_audience("s", now).await.unwrap(), "an agent");
 }
 
 async fn clocks_agree(store: Store) {

@@ -1,6 +1,6 @@
 //! Throwing away what is over: expired entries, tokens and nodes, and old lines of the change log.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use svid_core::clock::Clock;
@@ -9,6 +9,7 @@ use super::db::args;
 use super::metrics::outcome;
 use super::writer::{Tx, Write};
 use super::{PruneNodes, Store, StoreError};
+use crate::clock_guard::ClockGuard;
 
 /// How long a line of the change log is kept at least, in seconds.
 const KEEP_SECONDS: i64 = 3600;
@@ -18,8 +19,6 @@ const KEEP_LINES: i64 = 100_000;
 const CHUNK: i64 = 2000;
 /// Entries and tokens are looked at this often. Source: SPIRE's registration manager.
 const PERIOD: Duration = Duration::from_secs(300);
-/// How far wall and monotonic clock may drift apart before nothing is deleted any more.
-const MAX_DRIFT: Duration = Duration::from_secs(60);
 
 /// Deletes one chunk of old lines; returns how many went.
 pub(super) struct PruneLog {
@@ -51,37 +50,33 @@ pub struct HousekeepingOptions {
     pub prune_nodes_batch: u32,
 }
 
-/// Notices a wall clock that jumped: what it says is over may not be.
-struct ClockGuard {
-    wall: SystemTime,
-    steady: Instant,
-}
-
-impl ClockGuard {
-    fn agrees(&self, wall: SystemTime, steady: Instant) -> bool {
-        let passed = steady.duration_since(self.steady);
-        let expected = self.wall + passed;
-        let drift = wall.duration_since(expected).unwrap_or_else(|error| error.duration());
-        drift <= MAX_DRIFT
-    }
-}
-
-/// Runs until dropped: every five minutes entries, tokens and log, every hour nodes if they are to go.
-pub async fn housekeeping(store: Store, clock: Clock, options: HousekeepingOptions) {
-    let guard = ClockGuard { wall: clock.now(), steady: Instant::now() };
+/// Runs until dropped: every five minutes entries, tokens, log and servers, every hour nodes if they are to go. Not while
+/// the clocks disagree: what is over may not be.
+pub async fn housekeeping(store: Store, clock: Clock, guard: ClockGuard, options: HousekeepingOptions) {
     let mut rounds: u32 = 0;
     loop {
         tokio::time::sleep(PERIOD).await;
         rounds = rounds.wrapping_add(1);
-        if !guard.agrees(clock.now(), Instant::now()) {
-            tracing::warn!("The wall clock jumped since start: housekeeping is paused until a restart");
-            continue;
-        }
         let nodes = if rounds.is_multiple_of(12) { options } else { HousekeepingOptions::default() };
-        if let Err(error) = sweep(&store, clock.unix(), nodes).await {
+        if let Err(error) = guarded_sweep(&store, &clock, &guard, nodes).await {
             tracing::warn!(%error, "Housekeeping failed");
         }
     }
+}
+
+/// One round, if the database's clock and the own ones agree.
+async fn guarded_sweep(
+    store: &Store,
+    clock: &Clock,
+    guard: &ClockGuard,
+    options: HousekeepingOptions,
+) -> Result<(), StoreError> {
+    guard.saw_database(store.now().await?);
+    // The guard has said so.
+    if guard.verdict().is_err() {
+        return Ok(());
+    }
+    sweep(store, clock.unix(), options).await
 }
 
 /// One round of housekeeping.
@@ -99,6 +94,10 @@ pub async fn sweep(store: &Store, now: i64, options: HousekeepingOptions) -> Res
     }
     store.prune_join_tokens(now).await?;
     store.prune_log(now).await?;
+    let servers = store.prune_servers(now).await?;
+    if servers > 0 {
+        tracing::info!(count = servers, "Forgot servers whose authorities are over");
+    }
     let Some(after) = options.prune_nodes_after else { return Ok(()) };
     let limit = if options.prune_nodes_batch == 0 { 1000 } else { options.prune_nodes_batch };
     let expired_before = now.saturating_sub_unsigned(after.as_secs());
@@ -116,16 +115,47 @@ pub async fn sweep(store: &Store, now: i64, options: HousekeepingOptions) -> Res
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::SystemTime;
 
-    #[test]
-    fn a_jump_of_the_wall_clock_is_noticed() {
-        let (wall, steady) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Instant::now());
-        let guard = ClockGuard { wall, steady };
-        let hour = Duration::from_secs(3600);
-        assert!(guard.agrees(wall + hour, steady + hour));
-        assert!(!guard.agrees(wall + 3 * hour, steady + hour));
-        assert!(!guard.agrees(wall, steady + hour));
+    use super::*;
+    use crate::store::StoreConfig;
+
+    const DAY: i64 = 86_400;
+
+    /// A clock that is set by a day in either direction deletes nothing; set right again it does.
+    #[tokio::test]
+    async fn nothing_is_pruned_while_the_clocks_disagree() {
+        let dir = tempfile::tempdir().unwrap();
+        let trust_domain = "example.org".parse().unwrap();
+        let store = Store::open(&StoreConfig::at(dir.path().join("db")), &trust_domain).await.unwrap();
+        let set_by = Arc::new(AtomicI64::new(0));
+        let shown = set_by.clone();
+        let clock = Clock::from_fn(move || {
+            let by = shown.load(Ordering::SeqCst);
+            let by_abs = Duration::from_secs(by.unsigned_abs());
+            if by < 0 { SystemTime::now() - by_abs } else { SystemTime::now() + by_abs }
+        });
+        let guard = ClockGuard::new(clock.clone());
+        let ends = clock.unix() + DAY / 2;
+        store.create_join_token("t", ends, None, 0).await.unwrap();
+        let sweep = async |by: i64| {
+            set_by.store(by, Ordering::SeqCst);
+            guarded_sweep(&store, &clock, &guard, HousekeepingOptions::default()).await.unwrap();
+            guard.verdict().is_ok()
+        };
+        for (by, runs) in [(0, true), (DAY, false), (-DAY, false), (0, true)] {
+            assert_eq!(sweep(by).await, runs, "{by}");
+        }
+        assert_eq!(store.prune_join_tokens(ends + 1).await.unwrap(), 1, "it was there still");
+        // Wrong from the start, the steady clock sees nothing: the database's does.
+        set_by.store(DAY, Ordering::SeqCst);
+        let late = ClockGuard::new(clock.clone());
+        store.create_join_token("u", ends, None, 0).await.unwrap();
+        guarded_sweep(&store, &clock, &late, HousekeepingOptions::default()).await.unwrap();
+        assert_eq!(store.prune_join_tokens(ends + 1).await.unwrap(), 1, "it was there still");
     }
 }

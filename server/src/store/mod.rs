@@ -36,6 +36,9 @@ pub use log::LoadSink;
 pub(crate) use log::MAX_LINES;
 pub use nodes::PruneNodes;
 pub use postgres_config::{PgHost, PostgresConfig, SslMode};
+pub use servers::{
+    AuthorityIds, Claimed, Heartbeat, Holder, SERVER_LEASE, ServerClaim, ServerFacts, ServerRow,
+};
 pub use types::*;
 
 use bundles::{Expect, Put};
@@ -454,47 +457,6 @@ impl Store {
             self.write(bundles::Prune { trust_domain: trust_domain.clone(), ended_before }).await?
         })
         .await
-    }
-
-    // ---- servers
-
-    /// Saves a server's journal; durable when it returns.
-    /// # Errors
-    /// Only the database's.
-    pub async fn save_journal(&self, server_id: &str, journal: Vec<u8>) -> Result<(), StoreError> {
-        self.counted(
-            Operation::JournalSet,
-            self.write(servers::SaveJournal { server_id: server_id.to_owned(), data: journal }),
-        )
-        .await
-    }
-
-    /// Reads a server's journal.
-    /// # Errors
-    /// Only the database's.
-    pub async fn load_journal(&self, server_id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let work = async {
-            let sql = "SELECT data FROM svid_journals WHERE server_id = $1";
-            let row = self.fetch_optional(sql, args![server_id]).await?;
-            row.map(|row| row.get(0)).transpose()
-        };
-        self.counted(Operation::JournalFetch, work).await
-    }
-
-    /// Claims a server id at start.
-    /// # Errors
-    /// [`StoreError::ServerIdHeld`] if a living server elsewhere holds it.
-    pub async fn register_server(&self, claim: ServerClaim) -> Result<(), StoreError> {
-        let server_id = claim.server_id.clone();
-        if self.write(claim).await? { Ok(()) } else { Err(StoreError::ServerIdHeld(server_id)) }
-    }
-
-    /// Says that this server still runs; well within the lease.
-    /// # Errors
-    /// [`StoreError::ServerIdHeld`] if another server took the id meanwhile: stop.
-    pub async fn heartbeat_server(&self, server_id: &str, holder: &str, now: i64) -> Result<(), StoreError> {
-        let op = servers::Heartbeat { server_id: server_id.to_owned(), holder: holder.to_owned(), now };
-        if self.write(op).await? { Ok(()) } else { Err(StoreError::ServerIdHeld(server_id.to_owned())) }
     }
 
     // ---- the log

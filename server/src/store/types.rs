@@ -354,18 +354,3 @@ pub enum AuthorityRef {
     /// A JWT key, by its key ID.
     Jwt(String),
 }
-
-/// A running server's claim to its id.
-#[derive(Clone, Debug)]
-pub struct ServerClaim {
-    /// From `server-id` in the data directory.
-    pub server_id: String,
-    /// This host and data directory: a crashed server is succeeded at once on the same one, since the directory is locked.
-    pub host: String,
-    /// Random for each start.
-    pub holder: String,
-    /// Unix seconds.
-    pub now: i64,
-    /// Seconds after which a server that was not heard of counts as gone.
-    pub lease: i64,
-}

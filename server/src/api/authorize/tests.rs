@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
 use svid_core::entry::EntrySpec;
@@ -29,12 +30,14 @@ fn nobody() -> Peer {
 }
 
 fn peer(path: &str, serial: &str, not_after: i64) -> Peer {
-    let cert = PeerCert { id: id(path), serial: serial.into(), not_after };
+    let cert = PeerCert { id: id(path), serial: serial.into(), not_after, connection: None };
     Peer::Tls { address: ([192, 0, 2, 1], 1).into(), identity: Some(cert) }
 }
 
 struct World {
     gate: Gate,
+    /// The authority behind every certificate is gone.
+    revoked: Arc<AtomicBool>,
     _dir: tempfile::TempDir,
 }
 
@@ -57,8 +60,11 @@ impl World {
             attest(&store, &format!("/spire/agent/{name}")).await;
         }
         store.ban_node(&id("/spire/agent/banned")).await.unwrap();
-        let gate = Gate::new(directory, clock, [id("/ops")], false, max_stale, RpcMetrics::default());
-        Self { gate, _dir: dir }
+        let revoked = Arc::new(AtomicBool::new(false));
+        let is_revoked = revoked.clone();
+        let vouch = Vouch::from_fn(move |_| !is_revoked.load(Ordering::SeqCst));
+        let gate = Gate::new(directory, clock, [id("/ops")], false, max_stale, vouch, RpcMetrics::default());
+        Self { gate, revoked, _dir: dir }
     }
 
     async fn admit(&self, path: &str, peer: Peer) -> Result<(Role, &'static str), Status> {
@@ -185,4 +191,22 @@ async fn stale_memory_serves_the_admin_socket_only() {
         }
     }
     assert!(world.admit(BAN, local()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_revoked_authority_counts_for_nothing() {
+    let world = World::new(HOUR).await;
+    world.revoked.store(true, Ordering::SeqCst);
+    for path in [SYNC, BAN, DOWNSTREAM, FEDERATED] {
+        for peer in [peer("/ops", "9", END), peer("/admin", "9", END), peer("/spire/agent/a", "1", END)] {
+            let status = world.admit(path, peer).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unauthenticated, "{path}");
+            assert!(status.details().is_empty(), "{path}: an agent would drop its identity");
+        }
+    }
+    assert!(world.admit(ATTEST, peer("/spire/agent/a", "1", END)).await.is_ok(), "open to all");
+    assert!(world.admit(BAN, local()).await.is_ok());
+    // A banned agent's own end comes second: the certificate proves nothing about who it is.
+    let status = world.admit(SYNC, peer("/spire/agent/banned", "1", END)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
 }

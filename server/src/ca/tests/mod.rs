@@ -3,6 +3,7 @@
 mod lifecycle;
 mod manual;
 mod signing;
+mod spread;
 mod stored;
 mod upstream;
 
@@ -24,8 +25,17 @@ fn config() -> CaConfig {
 }
 
 async fn load(disk: &Disk, fuse: &Arc<Fuse>, hands: &Hands) -> Result<Manager, CaError> {
+    load_with(config(), disk, fuse, hands).await
+}
+
+async fn load_with(
+    config: CaConfig,
+    disk: &Disk,
+    fuse: &Arc<Fuse>,
+    hands: &Hands,
+) -> Result<Manager, CaError> {
     let (keys, store) = (disk.key_manager(fuse), disk.store(fuse));
-    let mut manager = Manager::load(Arc::new(config()), keys, None, store, hands.clock()).await?;
+    let mut manager = Manager::load(Arc::new(config), keys, None, store, hands.clock()).await?;
     manager.first_rotation().await?;
     Ok(manager)
 }
