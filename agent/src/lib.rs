@@ -12,6 +12,7 @@ pub mod manager;
 pub mod rotate;
 pub mod run;
 pub mod sds;
+pub mod stored;
 pub mod sync;
 pub mod workload_api;
 

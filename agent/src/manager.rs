@@ -9,13 +9,17 @@ use tracing::{error, info, warn};
 
 use crate::attest::{Store, StoreError, waited_for_rebootstrap};
 use crate::backoff::Backoff;
+use crate::cache::Cache;
 use crate::client::{ClientError, DenyReason, ServerClient};
 use crate::config::{Rebootstrap, RebootstrapMode};
 use crate::rotate::{RotateError, Rotator};
+use crate::stored::{Keeper, Stored};
 use crate::sync::{SvidFetcher, SyncError, Synchronizer, force_rebootstrap};
 
 const BACKOFF_START: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(120);
+/// How long a server may take to answer before what is stored is served without it.
+const FIRST_TRY: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(60);
 const GIVE_UP_REBOOTSTRAPPING: Duration = Duration::from_secs(24 * 3600);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -73,10 +77,52 @@ pub struct Manager {
     pub rebootstrap: Rebootstrap,
     /// Where now comes from.
     pub clock: Clock,
+    /// What outlives the process.
+    pub keeper: Keeper,
+    /// What is served.
+    pub cache: Cache,
 }
 
 impl Manager {
-    /// The first synchronisation. The APIs are served only after it.
+    /// What comes before the APIs are served: the first synchronisation or, if no server answers it, what an earlier
+    /// process left behind.
+    /// # Errors
+    /// [`ManagerError`] when the server denies the agent, or when there is nothing stored and it took too long.
+    pub async fn begin(&self) -> Result<(), ManagerError> {
+        let restored = match self.keeper.load().await {
+            Stored::Nothing => return self.initialize().await,
+            Stored::Ready(restored) => restored,
+            Stored::ClockBehind { .. } => tokio::select! {
+                result = self.initialize() => return result,
+                restored = self.keeper.wait_for_clock() => restored,
+            },
+        };
+        let (entries, svids) = (restored.entries.len(), restored.svids());
+        if let Some(at) = restored.last_contact {
+            self.client.remember_contact(at);
+        }
+        self.cache.restore(*restored);
+        // What was deleted or banned meanwhile is only learned from a server, so one that is there is asked first.
+        let failure = match tokio::time::timeout(FIRST_TRY, self.try_initialize()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => ClientError::Timeout(FIRST_TRY),
+        };
+        self.judge_initial(&failure)?;
+        if let Some(reason) = failure.deny_reason() {
+            return Err(self.initial_denial(reason, failure));
+        }
+        warn!(error = %failure, entries, svids, "No server answers; serving what was stored before the restart");
+        Ok(())
+    }
+
+    fn initial_denial(&self, reason: DenyReason, failure: ClientError) -> ManagerError {
+        let for_good = reason == DenyReason::Banned || !self.client.current_identity().reattestable;
+        let failure = ManagerError::Initialize(failure);
+        if for_good { failure.for_good() } else { failure }
+    }
+
+    /// The first synchronisation, as often as it takes.
     /// # Errors
     /// [`ManagerError`] when the server denies the agent or it took too long.
     pub async fn initialize(&self) -> Result<(), ManagerError> {
@@ -91,9 +137,7 @@ impl Manager {
             self.judge_initial(&failure)?;
             let pause = backoff.next_pause();
             if let Some(reason) = failure.deny_reason() {
-                let for_good = reason == DenyReason::Banned || !self.client.current_identity().reattestable;
-                let failure = ManagerError::Initialize(failure);
-                return Err(if for_good { failure.for_good() } else { failure });
+                return Err(self.initial_denial(reason, failure));
             }
             if started.elapsed() + pause > give_up {
                 return Err(ManagerError::Initialize(failure));
@@ -137,6 +181,7 @@ impl Manager {
             return Ok(());
         }
         info!("Trust Bundle and Server don't agree, rebootstrapping");
+        self.keeper.wipe();
         force_rebootstrap(&self.store, &self.clock)?;
         Err(ManagerError::Rebootstrap)
     }
@@ -147,6 +192,9 @@ impl Manager {
     pub async fn run(&self) -> Result<(), ManagerError> {
         loop {
             let Err(failure) = self.work().await else { return Ok(()) };
+            if matches!(failure, ManagerError::Sync(SyncError::Rebootstrap)) {
+                self.keeper.wipe();
+            }
             match failure.denial().and_then(ClientError::deny_reason) {
                 Some(DenyReason::Reattest) => self.reattest(failure).await?,
                 Some(DenyReason::Banned) => {
@@ -166,6 +214,8 @@ impl Manager {
         // The synchroniser and the rotator decide what a refusal means; the fetcher only makes them look.
         let fetch = self.fetcher.run(|_| self.synchronizer.poke());
         tokio::select! {
+            () = self.keeper.run(&self.cache, &self.client) => Ok(()),
+            () = self.cache.renew_jwts() => Ok(()),
             result = self.synchronizer.run() => Ok(result?),
             result = self.rotator.run() => Ok(result?),
             () = fetch => Ok(()),
@@ -173,11 +223,16 @@ impl Manager {
     }
 
     async fn reattest(&self, failure: ManagerError) -> Result<(), ManagerError> {
+        // Until the server says otherwise: a process that starts in between must not serve what it finds.
+        self.keeper.wipe();
         warn!(error = %failure, "Agent needs to re-attest; will attempt to re-attest");
         let (reason, for_good) = match self.client.current_identity().reattestable {
             false => ("attestation method is not re-attestable".to_owned(), true),
             true => match self.rotator.reattest().await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.keeper.go_on();
+                    return Ok(());
+                }
                 Err(reason) => (reason.to_string(), reason.is_refusal()),
             },
         };
@@ -186,7 +241,9 @@ impl Manager {
         Err(if for_good { failure.for_good() } else { failure })
     }
 
+    /// The stored SVIDs go first: the agent's own is of no use to a process that finds none of them.
     fn delete_svid(&self) {
+        self.keeper.wipe();
         let deleted = self.store.update(|data| {
             data.svid = None;
             data.reattestable = false;

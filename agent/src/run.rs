@@ -1,5 +1,6 @@
 //! `svid-agent run`: puts the parts together, in SPIRE's order of start.
 
+mod budget;
 mod facts;
 mod listeners;
 mod passed;
@@ -14,6 +15,7 @@ use svid_daemon::harden;
 use svid_daemon::log::{LogControl, chain};
 use svid_daemon::metrics::{Metrics, MetricsOptions};
 use svid_daemon::signals;
+use svid_plugin_api::KeyManager;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -25,6 +27,7 @@ use crate::client::{ClientError, Dialer, ServerClient, SharedRoots};
 use crate::config::{AgentConfig, Loaded};
 use crate::manager::{Manager, ManagerError};
 use crate::rotate::Rotator;
+use crate::stored::{self, ClockGuard, Keeper, KeeperOptions};
 use crate::sync::{SvidFetcher, SyncOptions, SyncStatus, Synchronizer};
 use crate::workload_api::{self, WorkloadServerConfig};
 
@@ -110,7 +113,8 @@ async fn run_until_signal(config: AgentConfig, log: LogControl, passed: Passed) 
             }
         },
     )?;
-    let agent = Agent { config, log, passed, stop: stop.clone(), clock: Clock::system() };
+    let guard = ClockGuard::new();
+    let agent = Agent { config, log, passed, stop: stop.clone(), clock: guard.clock(), guard };
     let result = tokio::select! {
         result = agent.run() => result,
         // Whatever is still starting is dropped; what serves gets the time it takes for open calls to end.
@@ -132,7 +136,9 @@ struct Agent {
     log: LogControl,
     passed: Passed,
     stop: CancellationToken,
+    /// Does not go back.
     clock: Clock,
+    guard: ClockGuard,
 }
 
 impl Agent {
@@ -170,7 +176,12 @@ impl Agent {
             metrics: metrics.clone(),
         };
         attestor.prepare()?;
-        let attestation = attestor.run().await?;
+        let attestation = attestor.run().await.inspect_err(|error| {
+            if matches!(error, AttestError::Client(ClientError::Denied { .. })) {
+                stored::forget(&config.data_dir);
+            }
+        })?;
+        let keeper = self.keeper(&attestation, &keys, &metrics);
         attestor.check_rebootstrap(attestation.identity.reattestable)?;
         if !attestation.identity.reattestable && !keys.is_durable() {
             warn!(
@@ -185,19 +196,27 @@ impl Agent {
             node_attestor,
             metrics: metrics.clone(),
             rebootstrap: attestor.rebootstrap,
+            keeper,
         };
         let (manager, cache, status) = self.manager(parts, attestation);
         if listeners::needs_svid(config) {
             listeners.metrics(config, &metrics, facts::own_svid(&manager.client, &cache)).await?;
         }
-        manager.initialize().await?;
+        manager.begin().await?;
 
-        let facts = LiveFacts::new(manager.client.clone(), cache.clone(), status);
+        tokio::spawn(budget::show(
+            manager.client.clone(),
+            cache.clone(),
+            self.clock.clone(),
+            metrics.clone(),
+        ));
+        let facts = LiveFacts::new(manager.client.clone(), cache.clone(), status, self.clock.clone());
         let listening = Arc::new(Notify::new());
         listeners.serve_health_once(Arc::clone(&listening), config);
         let server = WorkloadServerConfig {
             metrics: metrics.clone(),
             passed: self.passed.workload.clone(),
+            clock: self.clock.clone(),
             ..WorkloadServerConfig::from(config)
         };
         // On the worker: a connection then stays on the thread that accepted it.
@@ -255,6 +274,19 @@ impl Agent {
         metrics
     }
 
+    fn keeper(&self, attestation: &Attestation, keys: &Arc<dyn KeyManager>, metrics: &Metrics) -> Keeper {
+        Keeper::new(KeeperOptions {
+            data_dir: self.config.data_dir.clone(),
+            machine_id_path: self.config.machine_id_path.clone(),
+            enabled: self.config.persist_svids,
+            trust_domain: self.config.trust_domain.clone(),
+            agent_id: attestation.identity.svid.id().clone(),
+            keys: Arc::clone(keys),
+            clock: self.clock.clone(),
+            metrics: metrics.clone(),
+        })
+    }
+
     fn manager(&self, parts: Parts, attestation: Attestation) -> (Manager, Cache, SyncStatus) {
         let config = &self.config;
         let roots = SharedRoots::default();
@@ -270,6 +302,7 @@ impl Agent {
         let cache = Cache::new(Arc::new(attestation.bundle), options);
         let client = ServerClient::new(parts.dialer, roots, attestation.identity);
         cache.set_jwt_source(Arc::new(client.clone()));
+        client.watch_clock(self.guard.clone());
         let status = SyncStatus::default();
         let options = SyncOptions {
             interval: config.sync_interval,
@@ -298,6 +331,8 @@ impl Agent {
             rebootstrap: parts.rebootstrap,
             clock: self.clock.clone(),
             client,
+            keeper: parts.keeper,
+            cache: cache.clone(),
         };
         (manager, cache, status)
     }
@@ -307,8 +342,9 @@ impl Agent {
 struct Parts {
     dialer: Dialer,
     store: Store,
-    keys: Arc<dyn svid_plugin_api::KeyManager>,
+    keys: Arc<dyn KeyManager>,
     node_attestor: Arc<dyn svid_plugin_api::AgentNodeAttestor>,
     metrics: Metrics,
     rebootstrap: crate::config::Rebootstrap,
+    keeper: Keeper,
 }

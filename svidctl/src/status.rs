@@ -97,6 +97,10 @@ pub struct Agent {
     pub watching: bool,
     /// 0: never.
     pub last_sync: i64,
+    /// 0: not told, or never.
+    pub last_server_contact: i64,
+    /// When the first X509-SVID of a workload ends. 0: there is none, or it is not told.
+    pub first_svid_expires_at: i64,
     pub entries: u64,
     pub cached_x509_svids: u64,
     pub cached_jwt_svids: u64,
@@ -224,6 +228,9 @@ fn agent_text(agent: &Agent, now: i64, paint: Paint) -> String {
     };
     let cached = format!("{} X.509, {} JWT", agent.cached_x509_svids, agent.cached_jwt_svids);
     rows.extend([("Last sync", sync), ("Entries", agent.entries.to_string()), ("SVIDs in cache", cached)]);
+    if agent.first_svid_expires_at > 0 {
+        rows.push(("First SVID ends", left(agent.first_svid_expires_at, now)));
+    }
     rows.push(("Open streams", agent.open_streams.to_string()));
     heading + &facts("  ", &rows)
 }

@@ -273,6 +273,8 @@ fn from_agent_status(status: wire::GetAgentStatusResponse, now: i64) -> Agent {
         connected: status.connected,
         watching: status.watch_active,
         last_sync: status.last_sync_success,
+        last_server_contact: status.last_server_contact,
+        first_svid_expires_at: status.first_svid_expires_at,
         entries: status.entries_count,
         cached_x509_svids: status.cached_x509_svids_count,
         cached_jwt_svids: status.cached_jwt_svids_count,

@@ -31,8 +31,13 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output captured.
     pub fn start(name: &str, command: &mut Command) -> Self {
+        Self::start_with_input(name, command, Stdio::null())
+    }
+
+    /// As [`Process::start`], with something at its standard input.
+    pub fn start_with_input(name: &str, command: &mut Command, input: Stdio) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

@@ -11,7 +11,7 @@ mod status;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use svid_core::bundle::Bundle;
 use svid_core::clock::Clock;
@@ -57,6 +57,10 @@ pub struct Facts {
     pub watch_active: bool,
     /// How callers are identified: `pidfd`, or what stands in for it.
     pub peer_identification: String,
+    /// When the first X509-SVID of a workload ends.
+    pub first_svid_end: Option<SystemTime>,
+    /// When a server last answered.
+    pub last_contact: Option<SystemTime>,
     /// Sentences for people, most urgent first.
     pub warnings: Vec<String>,
 }

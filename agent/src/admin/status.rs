@@ -51,6 +51,8 @@ impl AgentStatus for StatusService {
             peer_identification: facts.peer_identification,
             open_streams_count: open_streams(),
             warnings: facts.warnings,
+            first_svid_expires_at: facts.first_svid_end.map_or(0, unix_seconds),
+            last_server_contact: facts.last_contact.map_or(0, unix_seconds),
         }))
     }
 }

@@ -1,10 +1,12 @@
 //! JWT-SVIDs by identity and audience: a hard limit, the longest unused one goes first.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use futures_util::future::{BoxFuture, Shared};
+use svid_core::entry::EntryId;
 use svid_core::id::SpiffeId;
 use svid_core::rotation::Life;
 
@@ -32,9 +34,41 @@ impl JwtKey {
     }
 }
 
+/// A JWT-SVID and how to get the next one.
+#[derive(Clone, Debug)]
+pub struct KeptJwt {
+    /// The entry that it was asked for with.
+    pub entry: EntryId,
+    /// Whom it is for, as asked.
+    pub audience: Vec<String>,
+    /// The token.
+    pub svid: JwtSvid,
+}
+
+impl KeptJwt {
+    /// From its issue to its end.
+    pub fn life(&self) -> Life {
+        life(&self.svid)
+    }
+
+    fn key(&self) -> JwtKey {
+        JwtKey::new(&self.svid.id, &self.audience)
+    }
+}
+
 struct Slot {
-    svid: JwtSvid,
+    jwt: Arc<KeptJwt>,
     used: u64,
+    /// The last time somebody asked for it or for what it replaced.
+    asked: SystemTime,
+    renew_at: SystemTime,
+}
+
+impl Slot {
+    /// Asked for within the length of a life: it is renewed ahead.
+    fn is_in_use(&self, now: SystemTime) -> bool {
+        self.asked + self.jwt.life().length() > now
+    }
 }
 
 /// What is there for a request.
@@ -66,7 +100,7 @@ impl JwtCache {
     pub(super) fn get(&mut self, key: &JwtKey, now: SystemTime) -> Lookup {
         self.tick += 1;
         let Some(slot) = self.slots.get_mut(key) else { return Lookup::Missing };
-        let life = life(&slot.svid);
+        let life = slot.jwt.life();
         if life.is_over(now) {
             let used = slot.used;
             self.by_use.remove(&used);
@@ -75,18 +109,26 @@ impl JwtCache {
         }
         self.by_use.remove(&slot.used);
         slot.used = self.tick;
+        slot.asked = now;
         self.by_use.insert(self.tick, *key);
-        match life.half(draw(&slot.svid)) <= now {
-            true => Lookup::Ageing(slot.svid.clone()),
-            false => Lookup::Fresh(slot.svid.clone()),
+        let svid = &slot.jwt.svid;
+        match life.half(draw(svid)) <= now {
+            true => Lookup::Ageing(svid.clone()),
+            false => Lookup::Fresh(svid.clone()),
         }
     }
 
-    pub(super) fn insert(&mut self, key: JwtKey, svid: JwtSvid) {
+    /// Takes in a token. One that replaces another was not asked for by that.
+    pub(super) fn insert(&mut self, jwt: Arc<KeptJwt>, now: SystemTime) {
         self.tick += 1;
-        if let Some(old) = self.slots.insert(key, Slot { svid, used: self.tick }) {
+        let key = jwt.key();
+        let old = self.slots.remove(&key);
+        if let Some(old) = &old {
             self.by_use.remove(&old.used);
         }
+        let asked = old.map_or(now, |old| old.asked);
+        let renew_at = jwt.life().renew_at(draw(&jwt.svid));
+        self.slots.insert(key, Slot { jwt, used: self.tick, asked, renew_at });
         self.by_use.insert(self.tick, key);
         while self.slots.len() > self.max {
             let Some((_, oldest)) = self.by_use.pop_first() else { break };
@@ -94,10 +136,33 @@ impl JwtCache {
         }
     }
 
+    /// All tokens.
+    pub(super) fn all(&self) -> Vec<Arc<KeptJwt>> {
+        self.slots.values().map(|slot| Arc::clone(&slot.jwt)).collect()
+    }
+
+    /// Those in use that are to be renewed at `now`; not again before `retry`. Tokens that are over go.
+    pub(super) fn take_due(&mut self, now: SystemTime, retry: SystemTime) -> Vec<Arc<KeptJwt>> {
+        self.slots.retain(|_, slot| !slot.jwt.life().is_over(now));
+        let slots = &self.slots;
+        self.by_use.retain(|_, key| slots.contains_key(key));
+        let due = self.slots.values_mut().filter(|slot| slot.renew_at <= now && slot.is_in_use(now));
+        due.map(|slot| {
+            slot.renew_at = retry;
+            Arc::clone(&slot.jwt)
+        })
+        .collect()
+    }
+
+    /// When the next token in use is to be renewed.
+    pub(super) fn next_due(&self, now: SystemTime) -> Option<SystemTime> {
+        self.slots.values().filter(|slot| slot.is_in_use(now)).map(|slot| slot.renew_at).min()
+    }
+
     /// Drops the tokens that `is_tainted` says so of, by their key id. Returns how many.
     pub(super) fn remove_by_kid(&mut self, is_tainted: impl Fn(&str) -> bool) -> usize {
         let before = self.slots.len();
-        self.slots.retain(|_, slot| !kid(&slot.svid.token).is_some_and(|kid| is_tainted(&kid)));
+        self.slots.retain(|_, slot| !kid(&slot.jwt.svid.token).is_some_and(|kid| is_tainted(&kid)));
         let slots = &self.slots;
         self.by_use.retain(|_, key| slots.contains_key(key));
         before - self.slots.len()
@@ -142,6 +207,11 @@ mod tests {
         JwtSvid { token: Zeroizing::new(format!("{header}.e30.c2ln")), id, issued_at: 1000, expires_at: 2000 }
     }
 
+    fn kept(audience: &str, kid: &str) -> Arc<KeptJwt> {
+        let audience = vec![audience.to_owned()];
+        Arc::new(KeptJwt { entry: "e".parse().unwrap(), audience, svid: svid(kid) })
+    }
+
     fn key(audience: &[&str]) -> JwtKey {
         let audience: Vec<String> = audience.iter().map(|&name| name.to_owned()).collect();
         JwtKey::new(&"spiffe://example.org/web".parse().unwrap(), &audience)
@@ -156,7 +226,7 @@ mod tests {
     #[test]
     fn ages_and_ends() {
         let mut cache = JwtCache::new(10);
-        cache.insert(key(&["a"]), svid("k"));
+        cache.insert(kept("a", "k"), at(1000));
         assert!(matches!(cache.get(&key(&["a"]), at(1100)), Lookup::Fresh(_)));
         assert!(matches!(cache.get(&key(&["a"]), at(1600)), Lookup::Ageing(_)));
         assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Missing));
@@ -167,20 +237,40 @@ mod tests {
     #[test]
     fn the_longest_unused_goes_first() {
         let mut cache = JwtCache::new(2);
-        cache.insert(key(&["a"]), svid("k"));
-        cache.insert(key(&["b"]), svid("k"));
+        cache.insert(kept("a", "k"), at(1000));
+        cache.insert(kept("b", "k"), at(1000));
         cache.get(&key(&["a"]), at(1100));
-        cache.insert(key(&["c"]), svid("k"));
+        cache.insert(kept("c", "k"), at(1000));
         assert_eq!(cache.len(), 2);
         assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Missing));
         assert!(matches!(cache.get(&key(&["a"]), at(1100)), Lookup::Fresh(_)));
     }
 
     #[test]
+    fn what_is_in_use_is_renewed_ahead() {
+        let mut cache = JwtCache::new(10);
+        let names = |due: Vec<Arc<KeptJwt>>| due.iter().map(|jwt| jwt.audience.join(",")).collect::<Vec<_>>();
+        cache.insert(kept("a", "k"), at(1000));
+        assert!(cache.next_due(at(1000)).is_some_and(|due| due >= at(1066) && due <= at(1084)));
+        assert!(cache.take_due(at(1060), at(1065)).is_empty());
+        assert_eq!(names(cache.take_due(at(1100), at(1105))), ["a"]);
+        assert!(cache.take_due(at(1101), at(1106)).is_empty(), "one at a time");
+        assert_eq!(names(cache.take_due(at(1110), at(1115))), ["a"], "again after a failure");
+        let mut next = KeptJwt::clone(&kept("a", "k"));
+        (next.svid.issued_at, next.svid.expires_at) = (1500, 2500);
+        cache.insert(Arc::new(next), at(1500));
+        assert_eq!(names(cache.take_due(at(1990), at(1995))), ["a"], "asked for at 1000");
+        assert!(cache.take_due(at(2000), at(2005)).is_empty(), "nobody asked for it within a life");
+        assert!(matches!(cache.get(&key(&["a"]), at(2100)), Lookup::Ageing(_)));
+        assert_eq!(names(cache.take_due(at(2100), at(2105))), ["a"], "somebody did");
+        assert!(cache.take_due(at(2500), at(2505)).is_empty() && cache.len() == 0, "over");
+    }
+
+    #[test]
     fn tainted_keys_take_their_tokens_along() {
         let mut cache = JwtCache::new(10);
-        cache.insert(key(&["a"]), svid("old"));
-        cache.insert(key(&["b"]), svid("new"));
+        cache.insert(kept("a", "old"), at(1000));
+        cache.insert(kept("b", "new"), at(1000));
         assert_eq!(cache.remove_by_kid(|kid| kid == "old"), 1);
         assert!(matches!(cache.get(&key(&["b"]), at(1100)), Lookup::Fresh(_)));
     }

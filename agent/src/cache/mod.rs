@@ -7,6 +7,7 @@ mod groups;
 mod jwt;
 mod metrics;
 mod records;
+mod stored;
 mod subscription;
 mod taint;
 mod types;
@@ -25,16 +26,19 @@ use svid_core::entry::EntryId;
 use svid_core::id::TrustDomain;
 use svid_core::selector::SelectorSet;
 use svid_daemon::metrics::Metrics;
+use svid_proto::svid::sync::v1::Position;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use groups::Groups;
+pub use jwt::KeptJwt;
 use jwt::{Fetch, Flight, JwtCache, JwtKey, Lookup};
 use metrics::{CacheMetrics, EntryCounters, amount};
 use records::Records;
 use taint::Taints;
 
 pub use records::{Minted, renewal_draw};
+pub use stored::Snapshot;
 pub use subscription::Subscription;
 pub(crate) use taint::chains_to;
 pub use types::{
@@ -51,6 +55,10 @@ pub trait JwtSource: Send + Sync {
     /// # Errors
     /// [`JwtFetchError`] if repeating makes no sense.
     async fn fetch(&self, entry: &EntryId, audience: &[String]) -> Result<JwtSvid, JwtFetchError>;
+    /// Whether asking is likely to bring an answer. If not, a token that is still valid is given without trying.
+    fn is_reachable(&self) -> bool {
+        true
+    }
 }
 
 /// What a cache is made with.
@@ -100,6 +108,9 @@ struct Inner {
     jwt_source: OnceLock<Arc<dyn JwtSource>>,
     bundles: watch::Sender<Arc<Bundles>>,
     wanted: Notify,
+    /// Something changed that outlives the process.
+    changed: Notify,
+    position: Mutex<Option<Position>>,
     metrics: CacheMetrics,
 }
 
@@ -133,6 +144,8 @@ impl Cache {
             jwt_source: OnceLock::new(),
             bundles: watch::Sender::new(bundles),
             wanted: Notify::new(),
+            changed: Notify::new(),
+            position: Mutex::default(),
         }))
     }
 
@@ -252,6 +265,7 @@ impl Cache {
         self.0.metrics.sizes(records);
         drop(state);
         self.0.wanted.notify_one();
+        self.0.changed.notify_one();
     }
 
     /// Sets the own bundle and changes the federated ones; those that no entry asks for any more go.
@@ -282,6 +296,7 @@ impl Cache {
         drop(state);
         self.drop_tainted_tokens(&tainted_kids);
         self.0.wanted.notify_one();
+        self.0.changed.notify_one();
     }
 
     fn drop_tainted_tokens(&self, kids: &[String]) {
@@ -348,6 +363,8 @@ impl Cache {
         }
         groups.svids_changed(&ids, records, bundles, now);
         self.0.metrics.sizes(records);
+        drop(state);
+        self.0.changed.notify_one();
     }
 
     /// Drops what is over, schedules what is tainted and evicts what is too much. To be called every few seconds.
@@ -387,6 +404,12 @@ impl Cache {
             Lookup::Ageing(svid) => Some(svid),
             Lookup::Missing => None,
         };
+        let source = self.0.jwt_source.get();
+        if let Some(svid) = &cached
+            && source.is_some_and(|source| !source.is_reachable())
+        {
+            return Ok(svid.clone());
+        }
         let timeout = match cached {
             Some(_) => self.0.options.jwt_svid_cache_hit_timeout.min(JWT_TIMEOUT),
             None => JWT_TIMEOUT,
@@ -395,7 +418,7 @@ impl Cache {
             code: tonic::Code::DeadlineExceeded,
             message: "the server did not answer in time".into(),
         };
-        let fetched = tokio::time::timeout(timeout, self.flight(key, entry, audience)).await;
+        let fetched = tokio::time::timeout(timeout, self.flight(key, &entry.id, audience)).await;
         fetched.unwrap_or_else(|_| Err(expired())).or_else(|error| {
             cached
                 .inspect(|_| {
@@ -407,14 +430,14 @@ impl Cache {
 
     /// The fetch that is under way for this identity and audience, or a new one: however many ask at once, the server
     /// is asked once.
-    fn flight(&self, key: JwtKey, entry: &AgentEntry, audience: &[String]) -> Flight {
+    fn flight(&self, key: JwtKey, entry: &EntryId, audience: &[String]) -> Flight {
         let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = flights.get(&key).and_then(WeakShared::upgrade);
         if let Some(flight) = under_way.filter(|flight| flight.peek().is_none()) {
             return flight;
         }
         flights.retain(|_, flight| flight.upgrade().is_some());
-        let (cache, id, audience) = (self.clone(), entry.id.clone(), audience.to_vec());
+        let (cache, id, audience) = (self.clone(), entry.clone(), audience.to_vec());
         let fetch: Fetch = async move { cache.fetch_jwt(&id, &audience).await }.boxed();
         let flight = fetch.shared();
         flights.extend(flight.downgrade().map(|weak| (key, weak)));
@@ -424,10 +447,10 @@ impl Cache {
     async fn fetch_jwt(&self, entry: &EntryId, audience: &[String]) -> Result<JwtSvid, JwtFetchError> {
         let source = self.0.jwt_source.get().ok_or(JwtFetchError::NotReady)?;
         let svid = source.fetch(entry, audience).await?;
-        let mut cache = self.jwt_cache();
         // The server's word counts for whose token this is, as in SPIRE.
-        cache.insert(JwtKey::new(&svid.id, audience), svid.clone());
-        self.0.metrics.jwt_svids.set(amount(cache.len()));
+        let kept = KeptJwt { entry: entry.clone(), audience: audience.to_vec(), svid: svid.clone() };
+        self.keep_jwt(Arc::new(kept));
+        self.0.changed.notify_one();
         Ok(svid)
     }
 }

@@ -52,6 +52,13 @@ pub struct Minted {
     pub identity: Option<X509Identity>,
 }
 
+impl Minted {
+    /// Nothing that could still be used.
+    pub(super) fn is_over(&self, now: SystemTime) -> bool {
+        self.identity.as_ref().is_none_or(|identity| identity.svid.life().is_over(now))
+    }
+}
+
 /// All entries of the agent.
 #[derive(Default)]
 pub(super) struct Records {

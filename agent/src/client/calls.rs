@@ -156,6 +156,10 @@ fn read_jwt_svid(svid: Option<types::Jwtsvid>) -> Result<JwtSvid, JwtFetchError>
 
 #[async_trait]
 impl JwtSource for ServerClient {
+    fn is_reachable(&self) -> bool {
+        self.is_connected()
+    }
+
     async fn fetch(&self, entry: &EntryId, audience: &[String]) -> Result<JwtSvid, JwtFetchError> {
         let mut backoff = crate::backoff::Backoff::new(JWT_RETRY, JWT_RETRY_MAX);
         loop {

@@ -145,6 +145,21 @@ impl ClientError {
         }
     }
 
+    /// No server was there to answer: nothing was refused.
+    pub fn is_unreachable(&self) -> bool {
+        let connect = |error: &ConnectError| {
+            matches!(
+                error,
+                ConnectError::Resolve { .. } | ConnectError::Tcp { .. } | ConnectError::Timeout { .. }
+            )
+        };
+        match self {
+            Self::Connect(error) => connect(error),
+            Self::Timeout(_) => true,
+            _ => false,
+        }
+    }
+
     /// What the server holds against this agent, if it says so.
     pub fn deny_reason(&self) -> Option<DenyReason> {
         match self {

@@ -9,10 +9,12 @@ mod signing;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use svid_core::clock::unix_seconds;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -21,6 +23,8 @@ use dial::Connection;
 pub use dial::{Dialer, SharedRoots};
 pub use error::{ClientError, ConnectError, DenyReason};
 pub use identity::AgentIdentity;
+
+use crate::stored::ClockGuard;
 
 /// How long one logical operation may take. Source: SPIRE.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,6 +42,16 @@ struct Inner {
     state: Mutex<State>,
     /// Held while connecting, so that many callers make one connection.
     connecting: tokio::sync::Mutex<()>,
+    contact: Contact,
+}
+
+/// When a server last answered.
+#[derive(Default)]
+struct Contact {
+    /// Unix seconds; 0 for never.
+    last: AtomicI64,
+    answered: Notify,
+    clock: OnceLock<ClockGuard>,
 }
 
 /// Talks to the server as the agent. Clones share the connection.
@@ -65,6 +79,7 @@ impl ServerClient {
             identity: watch::Sender::new(Arc::new(identity)),
             state: Mutex::new(State { generation: 0, connection: None }),
             connecting: tokio::sync::Mutex::new(()),
+            contact: Contact::default(),
         }))
     }
 
@@ -97,6 +112,38 @@ impl ServerClient {
         self.state().connection.is_some()
     }
 
+    /// Tells `guard` of each answer: over a verified connection it proves the clock right. The first call counts.
+    pub fn watch_clock(&self, guard: ClockGuard) {
+        // There is one clock in a process.
+        let _ = self.0.contact.clock.set(guard);
+    }
+
+    /// When a server last answered, now or before a restart; `None` for never.
+    pub fn last_contact(&self) -> Option<SystemTime> {
+        let at = u64::try_from(self.0.contact.last.load(Ordering::Relaxed)).ok().filter(|at| *at > 0)?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(at))
+    }
+
+    /// Notes when a server answered an earlier process.
+    pub fn remember_contact(&self, at: SystemTime) {
+        self.0.contact.last.fetch_max(unix_seconds(at), Ordering::Relaxed);
+    }
+
+    /// Completes with the next answer of a server.
+    pub async fn answered(&self) {
+        self.0.contact.answered.notified().await;
+    }
+
+    /// A server answered.
+    pub(crate) fn note_contact(&self) {
+        let contact = &self.0.contact;
+        contact.last.store(unix_seconds(SystemTime::now()), Ordering::Relaxed);
+        if let Some(guard) = contact.clock.get() {
+            guard.confirm();
+        }
+        contact.answered.notify_waiters();
+    }
+
     /// Everything from now on happens as `identity`, over a new connection.
     pub fn replace_identity(&self, identity: AgentIdentity) {
         {
@@ -115,7 +162,9 @@ impl ServerClient {
         let timed = async {
             let lease = self.lease().await?;
             let result = operation(lease.connection.channel.clone()).await;
-            result.map_err(|status| self.judge(&lease, &status))
+            let value = result.map_err(|status| self.judge(&lease, &status))?;
+            self.note_contact();
+            Ok(value)
         };
         match tokio::time::timeout(RPC_TIMEOUT, timed).await {
             Ok(result) => result,

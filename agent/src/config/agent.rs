@@ -71,6 +71,8 @@ fn read_keys(block: &mut Reader, overlay: &Overlay, unknown: Unknown) -> Option<
         use_sync_authorized_entries: experimental.use_sync_authorized_entries,
         require_pq_kem: experimental.require_pq_kem,
         ratelimit: experimental.ratelimit,
+        persist_svids: experimental.persist_svids,
+        machine_id_path: experimental.machine_id_path,
         plugins: Plugins {
             key_manager: KeyManagerConfig::Memory,
             node_attestor: None,

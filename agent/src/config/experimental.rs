@@ -1,5 +1,6 @@
 //! The `experimental` block of the agent section.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use svid_core::hcl::{Reader, Unknown};
@@ -18,6 +19,8 @@ pub(super) struct Experimental {
     pub(super) use_sync_authorized_entries: bool,
     pub(super) require_pq_kem: bool,
     pub(super) ratelimit: RateLimits,
+    pub(super) persist_svids: bool,
+    pub(super) machine_id_path: Option<PathBuf>,
 }
 
 impl Default for Experimental {
@@ -28,6 +31,8 @@ impl Default for Experimental {
             use_sync_authorized_entries: true,
             require_pq_kem: false,
             ratelimit: RateLimits::default(),
+            persist_svids: true,
+            machine_id_path: None,
         }
     }
 }
@@ -52,6 +57,8 @@ fn read_block(block: &mut Reader, unknown: Unknown) -> Experimental {
         use_sync_authorized_entries: block.bool("use_sync_authorized_entries").unwrap_or(true),
         require_pq_kem: block.bool("require_pq_kem").unwrap_or_default(),
         ratelimit,
+        persist_svids: block.bool("persist_svids").unwrap_or(true),
+        machine_id_path: block.string("machine_id_path").filter(|path| !path.is_empty()).map(PathBuf::from),
     };
     for flag in block.strings("feature_flags").unwrap_or_default() {
         if FLAGS.contains(&flag.as_str()) {

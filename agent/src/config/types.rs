@@ -72,6 +72,10 @@ pub struct AgentConfig {
     pub telemetry: TelemetryConfig,
     /// The health listener.
     pub health: HealthConfig,
+    /// Keep SVIDs on the disk for the time after a restart without a server. Ours: `experimental.persist_svids`.
+    pub persist_svids: bool,
+    /// What tells this machine from others, if not `/etc/machine-id`. Ours: `experimental.machine_id_path`.
+    pub machine_id_path: Option<PathBuf>,
     /// Port and switch of SPIRE's profiling, which is not built here.
     pub profiling_enabled: bool,
 }

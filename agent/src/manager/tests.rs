@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use svid_daemon::metrics::Metrics;
-use svid_keymanager::MemoryKeyManager;
+use svid_keymanager::{DiskKeyManager, MemoryKeyManager};
 use svid_proto::spire::api::types::permission_denied_details::Reason;
 use svid_proto::svid::sync::v1::WatchResponse;
 
@@ -13,6 +13,7 @@ use crate::attest::{Attestor, JoinTokenAttestor};
 use crate::cache::{Cache, CacheOptions, WorkloadUpdate};
 use crate::client::SharedRoots;
 use crate::config::{Bootstrap, BundleFormat, JoinToken};
+use crate::stored::KeeperOptions;
 use crate::sync::{SyncOptions, SyncStatus};
 use crate::testing::server::{FakeServer, agent_identity, position, to_wire};
 use crate::testing::{entry, selectors};
@@ -46,7 +47,8 @@ impl Fixture {
         let cache = Cache::new(Arc::new(server.state.ca.bundle()), CacheOptions::default());
         cache.set_jwt_source(Arc::new(client.clone()));
         let status = SyncStatus::default();
-        let manager = manager(client, &cache, &status, store);
+        let keeper = keeper(dir.path(), &client);
+        let manager = manager(client, &cache, &status, store, keeper);
         Self { server, manager, cache, status, dir }
     }
 
@@ -86,7 +88,27 @@ impl Fixture {
     }
 }
 
-fn manager(client: ServerClient, cache: &Cache, status: &SyncStatus, store: Store) -> Manager {
+fn keeper(dir: &std::path::Path, client: &ServerClient) -> Keeper {
+    std::fs::write(dir.join("machine-id"), "one").unwrap();
+    Keeper::new(KeeperOptions {
+        data_dir: dir.to_owned(),
+        machine_id_path: Some(dir.join("machine-id")),
+        enabled: true,
+        trust_domain: client.dialer().trust_domain().clone(),
+        agent_id: client.current_identity().svid.id().clone(),
+        keys: Arc::new(DiskKeyManager::open_in(dir).unwrap()),
+        clock: Clock::system(),
+        metrics: Metrics::disabled(),
+    })
+}
+
+fn manager(
+    client: ServerClient,
+    cache: &Cache,
+    status: &SyncStatus,
+    store: Store,
+    keeper: Keeper,
+) -> Manager {
     let options = SyncOptions {
         interval: Duration::from_millis(20),
         use_sync_authorized_entries: true,
@@ -118,6 +140,8 @@ fn manager(client: ServerClient, cache: &Cache, status: &SyncStatus, store: Stor
         rebootstrap: NEVER,
         clock: Clock::system(),
         client,
+        keeper,
+        cache: cache.clone(),
     }
 }
 
@@ -300,4 +324,31 @@ async fn an_unknown_authority_is_recognised() {
     let failure = client.bundle().await.unwrap_err();
     assert!(matches!(failure, ClientError::UnknownAuthority(_)), "{failure:?}");
     assert!(failure.to_string().contains("x509: certificate signed by unknown authority"));
+}
+
+#[tokio::test]
+async fn what_is_stored_is_served_while_no_server_answers_and_never_after_a_ban() {
+    let mut fixture = Fixture::new(false, false, HOUR).await;
+    fixture.add("web", 1);
+    fixture.manager.begin().await.unwrap();
+    let first = fixture.first(1).await;
+    fixture.manager.keeper.save(&fixture.cache, &fixture.manager.client).await.unwrap();
+    // The next process, with nobody at the server's port.
+    let nobody =
+        crate::client::Dialer::new("127.0.0.1", 1, fixture.server.state.ca.trust_domain.clone(), false);
+    let identity = fixture.manager.client.current_identity();
+    let client = ServerClient::new(nobody, fixture.manager.client.roots().clone(), (*identity).clone());
+    fixture.cache = Cache::new(Arc::new(fixture.server.state.ca.bundle()), CacheOptions::default());
+    let (store, keeper) = (Store::open(fixture.dir.path()).unwrap(), keeper(fixture.dir.path(), &client));
+    let next = manager(client, &fixture.cache, &fixture.status, store, keeper);
+    next.begin().await.unwrap();
+    let stored = fixture.cache.current(&selectors(&["unix:uid:1"]));
+    assert_eq!(stored.identities[0].x509.svid.chain(), first.identities[0].x509.svid.chain());
+    assert!(next.client.last_contact().is_some());
+    // Another one, which a server tells that it is banned.
+    fixture.deny("PostStatus", Reason::AgentBanned);
+    fixture.deny("SyncAuthorizedEntries", Reason::AgentBanned);
+    let failure = fixture.manager.begin().await.unwrap_err();
+    assert!(matches!(failure, ManagerError::PutOut(_)), "{failure}");
+    assert!(!fixture.dir.path().join("svid-cache/head").exists() && !fixture.stored_svid());
 }

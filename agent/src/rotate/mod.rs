@@ -81,14 +81,23 @@ impl Rotator {
     pub async fn run(&self) -> Result<(), RotateError> {
         let mut backoff = Backoff::new(INTERVAL, BACKOFF_MAX);
         loop {
-            let pause = match self.rotate_if_due().await? {
+            match self.rotate_if_due().await? {
                 true => {
                     backoff.reset();
-                    jitter(INTERVAL)
+                    tokio::time::sleep(jitter(INTERVAL)).await;
                 }
-                false => backoff.next_pause(),
-            };
-            tokio::time::sleep(pause).await;
+                false => self.wait(backoff.next_pause()).await,
+            }
+        }
+    }
+
+    /// After a failure. After an outage there may be little time left, so the first answer to anything ends the pause.
+    async fn wait(&self, pause: Duration) {
+        let first = pause.min(INTERVAL);
+        tokio::time::sleep(first).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause - first) => {}
+            () = self.client.answered() => {}
         }
     }
 
@@ -104,6 +113,8 @@ impl Rotator {
         error!(error = %failure, "Could not {what}");
         match failure {
             RenewError::Client(denied) if denied.deny_reason().is_some() => Err(RotateError::Denied(denied)),
+            // Ending here would only take the workloads what they still have.
+            RenewError::Client(error) if error.is_unreachable() => Ok(false),
             source if identity.svid.life().is_over(self.clock.now()) => {
                 Err(RotateError::Expired { what, source })
             }

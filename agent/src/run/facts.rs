@@ -5,10 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
+use svid_core::clock::Clock;
 use svid_core::id::TrustDomain;
 use svid_daemon::peer::CallerProcess;
 use svid_daemon::tls::{OwnSvid, Roots, TlsError};
 
+use super::budget::Budget;
 use crate::admin::{AgentFacts, Facts};
 use crate::cache::Cache;
 use crate::client::ServerClient;
@@ -19,6 +21,7 @@ pub(super) struct LiveFacts {
     client: ServerClient,
     cache: Cache,
     status: SyncStatus,
+    clock: Clock,
     started: Instant,
     identification: &'static str,
 }
@@ -59,8 +62,8 @@ fn identification() -> &'static str {
 }
 
 impl LiveFacts {
-    pub(super) fn new(client: ServerClient, cache: Cache, status: SyncStatus) -> Self {
-        Self { client, cache, status, started: Instant::now(), identification: identification() }
+    pub(super) fn new(client: ServerClient, cache: Cache, status: SyncStatus, clock: Clock) -> Self {
+        Self { client, cache, status, clock, started: Instant::now(), identification: identification() }
     }
 }
 
@@ -68,10 +71,7 @@ impl AgentFacts for LiveFacts {
     fn facts(&self) -> Facts {
         let identity = self.client.current_identity();
         let bundle = Arc::clone(&self.cache.bundles().borrow().own);
-        let mut warnings = Vec::new();
-        if !self.client.is_connected() {
-            warnings.push("There is no connection to the server.".to_owned());
-        }
+        let budget = Budget::of(&self.client, &self.cache, self.clock.now());
         Facts {
             svid: Arc::new(identity.svid.clone()),
             bundle,
@@ -82,7 +82,9 @@ impl AgentFacts for LiveFacts {
             connected: self.client.is_connected(),
             watch_active: self.status.is_watching(),
             peer_identification: self.identification.to_owned(),
-            warnings,
+            first_svid_end: self.cache.first_end(),
+            last_contact: self.client.last_contact(),
+            warnings: budget.warning().into_iter().collect(),
         }
     }
 }

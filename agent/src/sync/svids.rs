@@ -25,7 +25,7 @@ const COALESCE: Duration = Duration::from_millis(1);
 /// How often to look for what is over or too much.
 const MAINTAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(240);
+const RETRY_MAX: Duration = Duration::from_secs(15);
 /// From this many keys on, making them would hold up other tasks.
 const KEYS_INLINE: usize = 4;
 
@@ -63,10 +63,20 @@ impl SvidFetcher {
                 Err(error) => {
                     error!(error = %error, "SVID sync failed");
                     failed(&error);
-                    // New subscribers must not turn a broken server into a storm of requests.
-                    tokio::time::sleep(backoff.next_pause().min(RETRY)).await;
+                    self.wait(backoff.next_pause()).await;
                 }
             }
+        }
+    }
+
+    /// After a failure: new subscribers must not turn a broken server into a storm of requests, and an outage not into
+    /// a log full of them. A server that answers something else again is asked soon.
+    async fn wait(&self, pause: Duration) {
+        let first = pause.min(RETRY);
+        tokio::time::sleep(first).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause.min(RETRY_MAX) - first) => {}
+            () = self.client.answered() => {}
         }
     }
 

@@ -44,7 +44,7 @@ impl Synchronizer {
     /// # Errors
     /// [`SyncError`] when the server denies the agent for good.
     pub(super) async fn watch(&self) -> Result<(), SyncError> {
-        let mut position = None;
+        let mut position = self.cache.position();
         let mut backoff = Backoff::new(RECONNECT, RECONNECT_MAX);
         loop {
             let error = self.watch_once(&mut position, &mut backoff).await;
@@ -83,6 +83,7 @@ impl Synchronizer {
                 Ok(None) => return ClientError::Malformed("the stream of changes ended".into()),
                 Err(status) => return judge.judge(&status),
             };
+            self.client.note_contact();
             if !step.add(message) {
                 continue;
             }
@@ -91,6 +92,7 @@ impl Synchronizer {
             if let Err(error) = self.apply_step(whole).await {
                 return error;
             }
+            self.cache.set_position(next.clone());
             *position = next;
             backoff.reset();
             if self.status.set_watching(true) {

@@ -83,7 +83,7 @@ async fn an_evicted_agent_that_cannot_ends() {
     let id = server.id(&format!("/spire/agent/join_token/{token}"));
     server.cli(&["agent", "evict", "-spiffeID", &id]).await.ok();
     let (code, log) = process.end().await;
-    assert_eq!(code, 1, "{log}");
+    assert_eq!(code, 77, "{log}");
     for line in ["Agent needs to re-attest", "attestation method is not re-attestable"] {
         assert!(log.contains(line), "{line:?} is not in:\n{log}");
     }
@@ -108,7 +108,7 @@ async fn a_banned_agent_removes_its_svid_and_ends() {
     server.cli(&["agent", "ban", "-spiffeID", &id]).await.ok();
     server.process().wait_for("Agent banned").await;
     let (code, log) = process.end().await;
-    assert_eq!(code, 1, "{log}");
+    assert_eq!(code, 77, "{log}");
     assert!(log.contains("Agent is banned: removing SVID and shutting down"), "{log}");
     assert!(data(&agent)["svid"].is_null(), "the SVID is gone");
     assert!(tokio::net::UnixStream::connect(agent.socket()).await.is_err());
@@ -124,7 +124,7 @@ async fn an_agent_that_was_banned_while_it_was_down() {
     let id = server.id(&format!("/spire/agent/join_token/{token}"));
     server.cli(&["agent", "ban", "-spiffeID", &id]).await.ok();
     let (code, log) = agent.launch(&[]).end().await;
-    assert_eq!(code, 1, "{log}");
+    assert_eq!(code, 77, "{log}");
     assert!(log.contains("Agent is banned: removing SVID and shutting down"), "{log}");
     assert!(data(&agent)["svid"].is_null(), "the SVID is gone");
 }

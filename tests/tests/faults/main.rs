@@ -1,5 +1,6 @@
 //! What goes wrong on its own: processes killed, disks full, files damaged, agents put out.
 
+mod agent_outage;
 mod crash_agent;
 mod crash_server;
 mod files;
