@@ -1,6 +1,6 @@
 //! The command line. Every option is known to every measure, so that one set of options serves a whole session.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,31 +27,43 @@ pub struct Cli {
 /// Options of all measures.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// The server's TCP port
-    #[arg(long, global = true, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
-    pub server: String,
-    /// The server's admin socket
-    #[arg(long, global = true, value_name = "PATH", default_value = "/tmp/spire-server/private/api.sock")]
-    pub admin_socket: PathBuf,
+    /// The server's TCP port; several with commas between them, for agents that know several servers
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:8081",
+        value_delimiter = ','
+    )]
+    pub server: Vec<String>,
+    /// The server's admin socket; several in the order of --server
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/tmp/spire-server/private/api.sock",
+        value_delimiter = ','
+    )]
+    pub admin_socket: Vec<PathBuf>,
     /// The Workload API socket
     #[arg(long, global = true, value_name = "PATH", default_value = "/tmp/spire-agent/public/api.sock")]
     pub agent_socket: PathBuf,
     /// SPIFFE ID of the agent behind --agent-socket; needed when the server knows several agents
     #[arg(long, global = true, value_name = "SPIFFE-ID")]
     pub agent_id: Option<String>,
-    /// The process whose CPU and memory are told; otherwise the one that listens on the socket
-    #[arg(long, global = true)]
-    pub pid: Option<u32>,
-    /// Agents to attest [default: attest 4000, sync 200]
+    /// The processes whose CPU and memory are told; otherwise those that listen on the sockets
+    #[arg(long, global = true, value_delimiter = ',')]
+    pub pid: Vec<u32>,
+    /// Agents to attest [default: attest 4000, sync 200, fleet 1000], or of a fleet to use [default: all]
     #[arg(long, global = true)]
     pub agents: Option<usize>,
-    /// Entries: to create (entries: 50000), per agent (sync: 50), beside (propagate: 0)
+    /// Entries: to create (entries: 50000), per agent (sync: 50, fleet: 19), beside (propagate, spread: 0)
     #[arg(long, global = true)]
     pub entries: Option<usize>,
     /// How long to measure
     #[arg(long, global = true, default_value_t = 10.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Calls at the same time [default: attest 4, entries 1, sync 2, sign 2, jwt 16, fetch 50]
+    /// Calls at the same time [default: attest 4, entries 1, sync 2, sign 2, jwt 16, fetch 50, fleet 16]
     #[arg(long, global = true, value_parser = at_least_one)]
     pub callers: Option<usize>,
     /// Threads of this program
@@ -63,6 +75,16 @@ pub struct Common {
 }
 
 impl Common {
+    /// The first server's TCP port.
+    pub fn server(&self) -> &str {
+        self.server.first().map_or("", String::as_str)
+    }
+
+    /// The first server's admin socket.
+    pub fn admin_socket(&self) -> &Path {
+        self.admin_socket.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
     /// How long to measure.
     pub fn limit(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
@@ -76,6 +98,37 @@ pub enum Output {
     Table,
     /// One object, whose names stay.
     Json,
+}
+
+/// How simulated agents synchronise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// SyncAuthorizedEntries and GetBundle, as stock agents do.
+    Sync,
+    /// GetAuthorizedEntries and GetBundle, as stock agents do when told to.
+    Get,
+    /// Our stream of changes.
+    Watch,
+}
+
+/// A fleet at work.
+#[derive(Debug, Clone, Args)]
+pub struct FleetArgs {
+    /// Where `svid-load fleet` left the agents
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// How the agents synchronise
+    #[arg(long, value_enum, default_value = "sync")]
+    pub protocol: Protocol,
+    /// Seconds between two polls of an agent, give or take a tenth
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    pub every: f64,
+    /// The agents ask for X.509-SVIDs of all their entries, too
+    #[arg(long)]
+    pub svids: bool,
+    /// Connections that are set up at the same time [default: storm, takeover: all; else 64]
+    #[arg(long, value_parser = at_least_one)]
+    pub handshakes: Option<usize>,
 }
 
 /// What is measured.
@@ -117,6 +170,41 @@ pub enum Measure {
         /// Entries created one after the other, unless --seconds end first
         #[arg(long, default_value_t = 100)]
         rounds: usize,
+    },
+    /// Attest agents and keep them in a directory, for the measures below. Their entries stay, too
+    Fleet {
+        /// A directory that does not exist
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// A fleet connects at once: until all agents are synced, or --seconds end
+    Storm {
+        #[command(flatten)]
+        fleet: FleetArgs,
+    },
+    /// A fleet at work for --seconds
+    Poll {
+        #[command(flatten)]
+        fleet: FleetArgs,
+    },
+    /// From an entry's creation on the first server to all agents, on all servers
+    Spread {
+        #[command(flatten)]
+        fleet: FleetArgs,
+        /// Entries created one after the other
+        #[arg(long, default_value_t = 20, value_parser = at_least_one)]
+        rounds: usize,
+        /// Each entry is one agent's, in turn, instead of all agents'
+        #[arg(long)]
+        each: bool,
+    },
+    /// A server is killed: until its agents are synced at another, or --seconds end
+    Takeover {
+        #[command(flatten)]
+        fleet: FleetArgs,
+        /// Which one, counted from 1 in the order of --server and --admin-socket
+        #[arg(long, default_value_t = 2, value_parser = at_least_one)]
+        victim: usize,
     },
     /// From an empty directory to the first X.509-SVID in a workload
     Start {
@@ -192,6 +280,16 @@ mod tests {
     }
 
     #[test]
+    fn servers_stand_between_commas() {
+        let line =
+            "svid-load spread --dir /d --protocol watch --server a:1,b:2 --admin-socket /a,/b --pid 1,2";
+        let cli = parse(line).expect("valid");
+        assert_eq!((cli.common.server(), cli.common.server.len()), ("a:1", 2));
+        assert_eq!(cli.common.admin_socket(), Path::new("/a"));
+        assert_eq!((cli.common.admin_socket.len(), cli.common.pid), (2, vec![1, 2]));
+    }
+
+    #[test]
     fn refusals() {
         for line in [
             "svid-load",
@@ -201,6 +299,9 @@ mod tests {
             "svid-load fetch --rate -1",
             "svid-load start",
             "svid-load jwt --output yaml",
+            "svid-load storm",
+            "svid-load storm --dir /d --every 0",
+            "svid-load fleet --protocol sync",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -2,6 +2,7 @@
 //! connection, now, and as little work of its own as can be.
 
 use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
@@ -57,12 +58,41 @@ impl Http2 {
     /// # Errors
     /// A [`Failure`] of code `Connect`, `Tls` or `Http2`.
     pub async fn tls(server: &str, config: Arc<ClientConfig>) -> Result<Self, Failure> {
+        let tcp = TcpStream::connect(server).await;
+        let tcp = tcp.map_err(|error| Failure::new("Connect", format!("{server}: {error}")))?;
+        Self::over_tls(tcp, config).await
+    }
+
+    /// As [`Self::tls`], to an address, from another address of this machine if need be.
+    /// # Errors
+    /// As [`Self::tls`].
+    pub async fn tls_from(
+        source: Option<IpAddr>,
+        server: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self, Failure> {
         let connect = |error| Failure::new("Connect", format!("{server}: {error}"));
-        let tcp = TcpStream::connect(server).await.map_err(connect)?;
-        tcp.set_nodelay(true).map_err(connect)?;
+        let tcp = match (source, server) {
+            (Some(source), SocketAddr::V4(_)) => {
+                let socket = TcpSocket::new_v4().map_err(connect)?;
+                socket.bind(SocketAddr::new(source, 0)).map_err(connect)?;
+                socket.connect(server).await
+            }
+            _ => TcpStream::connect(server).await,
+        };
+        Self::over_tls(tcp.map_err(connect)?, config).await
+    }
+
+    async fn over_tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Self, Failure> {
+        tcp.set_nodelay(true).map_err(|error| Failure::new("Connect", error))?;
         let name = ServerName::try_from("spire-server").map_err(|error| Failure::new("Tls", error))?;
         let tls = TlsConnector::from(config).connect(name, tcp).await;
         Self::over(tls.map_err(|error| Failure::new("Tls", error))?).await
+    }
+
+    /// True once the connection takes no more requests.
+    pub fn is_closed(&self) -> bool {
+        self.requests.is_closed()
     }
 
     async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self, Failure> {

@@ -3,6 +3,7 @@
 mod cli;
 mod conn;
 mod drive;
+mod fleet;
 mod measure;
 mod one_core;
 mod process;

@@ -22,6 +22,8 @@ pub struct Usage {
     pub rate_per_cpu_second: Option<f64>,
     /// Largest resident size since the process started, in MiB.
     pub peak_rss_mib: f64,
+    /// Resident size before the run, in MiB.
+    pub rss_before_mib: f64,
     /// Resident size now, in MiB.
     pub rss_mib: f64,
     /// The part of it that no file backs, in MiB.
@@ -33,18 +35,28 @@ pub struct Usage {
 pub struct Meter {
     pid: u32,
     before: f64,
+    rss_before_mib: f64,
 }
 
 impl Meter {
-    /// Starts with the process `pid`, or the one that listens on `socket`.
+    /// Starts with the process that listens on `socket`.
+    /// # Errors
+    /// If there is none or its numbers cannot be read.
+    pub fn of_listener(socket: &Path) -> anyhow::Result<Self> {
+        Self::of_process(listener(socket)?)
+    }
+
+    /// Starts with the process `pid`.
     /// # Errors
     /// If there is no such process or its numbers cannot be read.
-    pub fn start(pid: Option<u32>, socket: &Path) -> anyhow::Result<Self> {
-        let pid = match pid {
-            Some(pid) => pid,
-            None => listener(socket)?,
-        };
-        Ok(Self { pid, before: cpu_seconds(pid)? })
+    pub fn of_process(pid: u32) -> anyhow::Result<Self> {
+        let rss_before_mib = mib(&read(pid, "status")?, "VmRSS");
+        Ok(Self { pid, before: cpu_seconds(pid)?, rss_before_mib })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Ends a run that made `units`.
@@ -53,14 +65,14 @@ impl Meter {
     pub fn finish(&self, units: u64) -> anyhow::Result<Usage> {
         let cpu_seconds = cpu_seconds(self.pid)? - self.before;
         let status = read(self.pid, "status")?;
-        let mib = |key| kib(&status, key).map(|kib| round(kib as f64 / 1024.0, 10.0)).unwrap_or_default();
         Ok(Usage {
             pid: self.pid,
             cpu_seconds: round(cpu_seconds, 100.0),
             rate_per_cpu_second: (cpu_seconds > 0.0).then(|| round(units as f64 / cpu_seconds, 10.0)),
-            peak_rss_mib: mib("VmHWM"),
-            rss_mib: mib("VmRSS"),
-            anon_mib: mib("RssAnon"),
+            peak_rss_mib: mib(&status, "VmHWM"),
+            rss_before_mib: self.rss_before_mib,
+            rss_mib: mib(&status, "VmRSS"),
+            anon_mib: mib(&status, "RssAnon"),
         })
     }
 }
@@ -102,6 +114,10 @@ fn kib(status: &str, key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
+fn mib(status: &str, key: &str) -> f64 {
+    kib(status, key).map(|kib| round(kib as f64 / 1024.0, 10.0)).unwrap_or_default()
+}
+
 /// CPU time of the calling thread, if this kernel counts it.
 pub fn thread_cpu() -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
@@ -136,9 +152,10 @@ mod tests {
 
     #[test]
     fn this_process() {
-        let meter = Meter { pid: std::process::id(), before: 0.0 };
+        let meter = Meter { pid: std::process::id(), before: 0.0, rss_before_mib: 0.0 };
         let usage = meter.finish(10).expect("our own numbers");
         assert!(usage.rss_mib > 0.0 && usage.peak_rss_mib >= usage.anon_mib);
-        assert!(Meter::start(Some(u32::MAX), Path::new("/")).is_err());
+        assert!(Meter::of_process(u32::MAX).is_err());
+        assert!(Meter::of_listener(Path::new("/")).is_err());
     }
 }

@@ -29,6 +29,8 @@ pub struct Report {
     pub errors: BTreeMap<String, Errors>,
     /// The measured process.
     pub process: Option<Usage>,
+    /// Processes of further servers.
+    pub more_processes: Vec<Usage>,
     /// CPU-seconds of the load generator itself.
     pub client_cpu_seconds: f64,
     /// What one core of this machine does of the work that cannot be avoided.
@@ -62,6 +64,7 @@ impl Report {
             latency_ms: Latency::of(outcome.latencies),
             errors: outcome.errors,
             process: None,
+            more_processes: Vec::new(),
             client_cpu_seconds: 0.0,
             one_core: None,
             notes: Vec::new(),
@@ -92,12 +95,16 @@ impl Report {
             let Latency { calls, p50, p99, max } = latency;
             rows.push(("latency of a call", format!("p50 {p50}, p99 {p99}, max {max} ms ({calls} calls)")));
         }
-        if let Some(usage) = &self.process {
+        for usage in self.process.iter().chain(&self.more_processes) {
             let per = usage.rate_per_cpu_second.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
-            rows.push(("CPU of the process", format!("{:.2} s (pid {})", usage.cpu_seconds, usage.pid)));
+            let share = usage.cpu_seconds / self.wall_seconds.max(f64::MIN_POSITIVE) * 100.0;
+            let cpu = format!("{:.2} s, {share:.1}% of a core (pid {})", usage.cpu_seconds, usage.pid);
+            rows.push(("CPU of the process", cpu));
             rows.push(("per CPU-second", per));
-            let Usage { peak_rss_mib, rss_mib, anon_mib, .. } = usage;
-            let memory = format!("{rss_mib} MiB now ({anon_mib} anonymous), {peak_rss_mib} at its peak");
+            let Usage { peak_rss_mib, rss_before_mib, rss_mib, anon_mib, .. } = usage;
+            let memory = format!(
+                "{rss_before_mib} MiB before, {rss_mib} now ({anon_mib} anonymous), {peak_rss_mib} at its peak"
+            );
             rows.push(("memory", memory));
         }
         rows.push(("CPU of svid-load", format!("{:.2} s", self.client_cpu_seconds)));
@@ -135,6 +142,7 @@ mod tests {
             cpu_seconds: 0.25,
             rate_per_cpu_second: Some(2000.0),
             peak_rss_mib: 30.0,
+            rss_before_mib: 15.0,
             rss_mib: 20.0,
             anon_mib: 10.0,
         });
@@ -147,7 +155,7 @@ mod tests {
         let names: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(
             names.join(" "),
-            "measure unit callers units wall_seconds rate latency_ms errors process client_cpu_seconds one_core notes"
+            "measure unit callers units wall_seconds rate latency_ms errors process more_processes client_cpu_seconds one_core notes"
         );
         assert_eq!(json["rate"], 250.0);
         assert_eq!(json["latency_ms"]["p99"], 4.0);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use svid_core::id::TrustDomain;
-use svid_core::key::{KeyType, LocalKey};
+use svid_core::key::{KeyType, LocalKey, PrivateKeyDer};
 use svid_core::x509::csr::make_csr;
 use svid_daemon::net::unix_channel;
 use svid_daemon::tls::{Identity, Roots, ServerTrust, SpiffeServerVerifier, TlsPolicy, client_config};
@@ -22,6 +22,7 @@ use entry::entry_client::EntryClient;
 
 use crate::cli::Common;
 use crate::conn::{Http2, origin};
+use crate::fleet::AgentSvid;
 use crate::stats::Failure;
 
 /// Entries a call.
@@ -77,6 +78,12 @@ impl AgentKey {
         let csr = make_csr(&key, None, &[])?;
         Ok(Self { key, csr })
     }
+
+    /// The key with the chain it was given.
+    pub fn into_svid(self, chain: Vec<Vec<u8>>) -> AgentSvid {
+        let key = PrivateKeyDer::from_pkcs8(self.key.private_key().secret_bytes().to_vec());
+        AgentSvid::new(key, chain)
+    }
 }
 
 fn random_hex(bytes: usize) -> anyhow::Result<String> {
@@ -100,7 +107,7 @@ impl Site {
     /// # Errors
     /// If the admin socket does not answer with a bundle.
     pub async fn open(common: &Common) -> anyhow::Result<Self> {
-        let socket = &common.admin_socket;
+        let socket = common.admin_socket();
         let channel = unix_channel(socket);
         let answer =
             BundleClient::new(channel.clone()).get_bundle(GetBundleRequest { output_mask: None }).await;
@@ -119,8 +126,18 @@ impl Site {
         let source = move |_: &TrustDomain| Some(roots.clone());
         let trust = ServerTrust::Bundle(Arc::new(source));
         let verifier = Arc::new(SpiffeServerVerifier::new(trust_domain.clone(), trust));
-        let server = common.server.clone();
+        let server = common.server().to_owned();
         Ok(Self { channel, server, trust_domain, bundle, verifier, tag: random_hex(4)? })
+    }
+
+    /// The same site with the IDs of an earlier run.
+    pub fn tagged(&self, tag: &str) -> Self {
+        Self { tag: tag.to_owned(), ..self.clone() }
+    }
+
+    /// What tells this run's IDs from others.
+    pub fn tag(&self) -> &str {
+        &self.tag
     }
 
     /// The server's bundle.
@@ -209,9 +226,8 @@ impl Site {
             let svid = attested
                 .await
                 .with_context(|| format!("cannot attest at {}; is --server right?", self.server))?;
-            let chain = svid.cert_chain.iter().map(Vec::as_slice);
-            let identity = Identity::from_pkcs8(chain, key.key.private_key().secret_bytes())?;
             let id = svid.id.context("an SVID without an ID")?;
+            let identity = key.into_svid(svid.cert_chain).identity()?;
             agents.push(OwnAgent { id, config: self.tls(Some(&identity))?, server: self.server.clone() });
         }
         Ok(agents)

@@ -2,6 +2,7 @@
 
 mod cli;
 mod entries;
+mod load;
 mod mainline;
 mod restart;
 mod units;

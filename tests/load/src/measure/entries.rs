@@ -61,8 +61,9 @@ pub(super) async fn run(common: &Common) -> Result<Report> {
     let site = Site::open(common).await?;
     let next = Arc::new(AtomicUsize::new(0));
     let mut creators = Vec::with_capacity(callers);
-    for _ in 0..callers {
-        let client = EntryClient::with_origin(Http2::unix(&common.admin_socket).await?, origin());
+    // Over all servers in turn.
+    for socket in common.admin_socket.iter().cycle().take(callers) {
+        let client = EntryClient::with_origin(Http2::unix(socket).await?, origin());
         creators.push(Creator { client, site: site.clone(), next: next.clone(), end });
     }
     let watch = Watch::server(common)?;

@@ -3,13 +3,18 @@
 mod attest;
 mod entries;
 mod fetch;
+mod fleet;
 mod jwt;
+mod poll;
 mod propagate;
 mod sign;
+mod spread;
 mod start;
+mod storm;
 mod sync;
+mod takeover;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -32,13 +37,18 @@ pub async fn run(cli: &Cli) -> Result<Report> {
         Measure::Jwt { connections } => jwt::run(common, *connections).await,
         Measure::Fetch { rate } => fetch::run(common, *rate).await,
         Measure::Propagate { rounds } => propagate::run(common, *rounds).await,
+        Measure::Fleet { dir } => fleet::run(common, dir).await,
+        Measure::Storm { fleet } => storm::run(common, fleet).await,
+        Measure::Poll { fleet } => poll::run(common, fleet).await,
+        Measure::Spread { fleet, rounds, each } => spread::run(common, fleet, *rounds, *each).await,
+        Measure::Takeover { fleet, victim } => takeover::run(common, fleet, *victim).await,
         Measure::Start { server_bin, agent_bin, repeat } => start::run(server_bin, agent_bin, *repeat).await,
     }
 }
 
-/// A run with the process behind a socket watched.
+/// A run with the processes behind sockets watched.
 struct Watch {
-    meter: Meter,
+    meters: Vec<Meter>,
     own: f64,
 }
 
@@ -48,11 +58,20 @@ impl Watch {
     }
 
     fn agent(common: &Common) -> Result<Self> {
-        Self::of(common, &common.agent_socket)
+        Self::of(common, std::slice::from_ref(&common.agent_socket))
     }
 
-    fn of(common: &Common, socket: &Path) -> Result<Self> {
-        Ok(Self { meter: Meter::start(common.pid, socket)?, own: own_cpu_seconds() })
+    fn of(common: &Common, sockets: &[PathBuf]) -> Result<Self> {
+        let meters = match common.pid.is_empty() {
+            true => sockets.iter().map(|socket| Meter::of_listener(socket)).collect::<Result<_>>()?,
+            false => common.pid.iter().map(|pid| Meter::of_process(*pid)).collect::<Result<_>>()?,
+        };
+        Ok(Self { meters, own: own_cpu_seconds() })
+    }
+
+    /// The process of the server `number`, which is watched no longer.
+    fn release(&mut self, number: usize) -> Option<u32> {
+        (number < self.meters.len()).then(|| self.meters.remove(number).pid())
     }
 
     fn report(
@@ -62,10 +81,12 @@ impl Watch {
         callers: usize,
         outcome: Outcome,
     ) -> Result<Report> {
-        let usage = self.meter.finish(outcome.units)?;
+        let usages = self.meters.iter().map(|meter| meter.finish(outcome.units));
+        let mut usages = usages.collect::<Result<Vec<_>>>()?.into_iter();
         let mut report = Report::of(measure, unit, callers, outcome);
         report.client_cpu_seconds = round(own_cpu_seconds() - self.own, 100.0);
-        report.process = Some(usage);
+        report.process = usages.next();
+        report.more_processes = usages.collect();
         Ok(report)
     }
 }

@@ -123,7 +123,7 @@ plugins {{
 }
 
 async fn site(server: &mut Program, common: &Common, give_up: Instant) -> Result<Site> {
-    while tokio::net::UnixStream::connect(&common.admin_socket).await.is_err() {
+    while tokio::net::UnixStream::connect(common.admin_socket()).await.is_err() {
         server.check().context("the server")?;
         if Instant::now() > give_up {
             bail!("the server did not open its admin socket");
@@ -197,6 +197,6 @@ mod tests {
         for text in [ground.server_config(), ground.agent_config("svid-load-00")] {
             svid_core::hcl::parse(&text).expect("HCL");
         }
-        assert_eq!(ground.common().server, format!("127.0.0.1:{}", ground.port));
+        assert_eq!(ground.common().server(), format!("127.0.0.1:{}", ground.port));
     }
 }

@@ -5,34 +5,15 @@ use anyhow::Result;
 use svid_proto::spire::api::server::bundle::v1::{GetBundleRequest, bundle_client::BundleClient};
 use svid_proto::spire::api::server::entry::v1::SyncAuthorizedEntriesRequest;
 use svid_proto::spire::api::server::entry::v1::entry_client::EntryClient;
-use svid_proto::spire::api::types::EntryMask;
 
 use super::Watch;
 use crate::cli::Common;
 use crate::conn::{Http2, origin};
 use crate::drive::{Caller, closed, offered};
+use crate::fleet::AGENT_MASK;
 use crate::report::Report;
 use crate::site::{Site, selector, wait_until_authorised};
 use crate::stats::Failure;
-
-/// What a stock agent wants to know of an entry.
-const MASK: EntryMask = EntryMask {
-    spiffe_id: true,
-    parent_id: false,
-    selectors: true,
-    x509_svid_ttl: false,
-    federates_with: true,
-    admin: true,
-    downstream: true,
-    expires_at: false,
-    dns_names: false,
-    revision_number: true,
-    store_svid: true,
-    jwt_svid_ttl: false,
-    hint: true,
-    created_at: true,
-    additional_attributes: true,
-};
 
 struct Agent {
     entries: EntryClient<Http2>,
@@ -51,7 +32,7 @@ impl Agent {
     }
 
     async fn sync(&mut self) -> Result<u64, Failure> {
-        let request = SyncAuthorizedEntriesRequest { output_mask: Some(MASK), ids: Vec::new() };
+        let request = SyncAuthorizedEntriesRequest { output_mask: Some(AGENT_MASK), ids: Vec::new() };
         let mut answers =
             self.entries.sync_authorized_entries(tokio_stream::once(request)).await?.into_inner();
         let mut heard = 0;
