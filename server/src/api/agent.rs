@@ -299,6 +299,10 @@ impl Agent for AgentApi {
             return Err(invalid_argument("agent version is too long (max 255 characters)"));
         }
         call.audit.add(|fields| fields.agent_version = Some(version.clone()));
+        // Agents say this at each start: thousands that come back at once are no reason to write.
+        if self.0.directory.node(&agent.id).is_some_and(|node| node.agent_version == version) {
+            return Ok(Response::new(wire::PostStatusResponse {}));
+        }
         let set = self.0.store.set_agent_version(&agent.id, &version).await;
         set.map_err(|error| status::store_or_not_found("failed to update agent", "agent not found", &error))?;
         tracing::debug!(spiffe_id = %agent.id, agent_version = %version, "Agent status updated");
