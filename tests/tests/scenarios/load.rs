@@ -27,7 +27,11 @@ async fn a_fleet_connects_polls_watches_and_hears() {
         assert_eq!((&storm["units"], &storm["errors"]), (&Value::from(4), &serde_json::json!({})), "{storm}");
         let spread = ["spread", "--dir", dir, "--protocol", protocol, "--every", "0.2", "--rounds", "2"];
         let spread = measure(&server, &spread).await;
-        assert_eq!((&spread["units"], &spread["errors"]), (&Value::from(8), &serde_json::json!({})), "{spread}");
+        assert_eq!(
+            (&spread["units"], &spread["errors"]),
+            (&Value::from(8), &serde_json::json!({})),
+            "{spread}"
+        );
     }
     let poll = measure(&server, &["poll", "--dir", dir, "--every", "0.2", "--seconds", "1"]).await;
     assert!(poll["units"].as_u64() > Some(0) && poll["errors"] == serde_json::json!({}), "{poll}");

@@ -100,8 +100,7 @@ impl SimAgent {
             number,
             svid,
         };
-        let draw = agent.draw();
-        agent.renew_at = agent.svid.renew_at(draw)?;
+        agent.plan_renewal()?;
         Ok(agent)
     }
 
@@ -121,7 +120,10 @@ impl SimAgent {
             let (failure, is_closed) = match self.connect().await {
                 Ok(http) => match self.serve(&http).await {
                     End::Renewed => continue,
-                    End::Failed(failure) => (failure, http.is_closed()),
+                    End::Failed(failure) => {
+                        tokio::task::yield_now().await; // to the connection's task, which may know more
+                        (failure, http.is_closed())
+                    }
                 },
                 Err(failure) => (failure, false),
             };
@@ -284,8 +286,15 @@ impl SimAgent {
     fn adopt(&mut self, svid: AgentSvid) -> Result<()> {
         self.world.stored.save(self.number, &svid)?;
         self.tls = self.world.site.tls(Some(&svid.identity()?))?;
-        self.renew_at = svid.renew_at(self.draw())?;
         self.svid = svid;
+        self.plan_renewal()
+    }
+
+    /// Stock agents renew at half of the life, ours early.
+    fn plan_renewal(&mut self) -> Result<()> {
+        let (life, draw) = (self.svid.life()?, self.draw());
+        let early = self.world.options.protocol == Protocol::Watch;
+        self.renew_at = if early { life.renew_at(draw) } else { life.half(draw) };
         Ok(())
     }
 }

@@ -4,12 +4,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use svid_core::key::PrivateKeyDer;
 use svid_core::pem::{certs_to_pem, key_to_pem, parse_certs_pem, parse_key_pem};
+use svid_core::rotation::Life;
 use svid_core::x509::ParsedCert;
 use svid_daemon::tls::Identity;
 use zeroize::Zeroizing;
@@ -58,11 +58,11 @@ impl AgentSvid {
         Ok(ParsedCert::from_der(self.chain.first().context("an SVID without a certificate")?)?)
     }
 
-    /// When an agent renews it: at about half of its life. `draw` is a number in 0..=1, the agent's own.
+    /// When it begins and ends.
     /// # Errors
     /// If the leaf cannot be read.
-    pub fn renew_at(&self, draw: f64) -> Result<SystemTime> {
-        Ok(self.leaf()?.life().renew_at(draw))
+    pub fn life(&self) -> Result<Life> {
+        Ok(self.leaf()?.life())
     }
 
     /// The agent's SPIFFE ID.
@@ -152,7 +152,7 @@ fn file(number: usize) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
     use svid_core::key::{KeyType, LocalKey};
     use svid_core::x509::CaSubject;
     use svid_core::x509::ca::self_signed_ca;
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((stored.header().agents, stored.header().entries), (1, 2));
         let svid = stored.load(0).expect("an SVID");
         svid.identity().expect("the key of the leaf");
-        assert!(svid.renew_at(0.5).expect("a life") > SystemTime::now() + life / 3);
+        assert!(svid.life().expect("a life").length() >= life);
         assert!(stored.load(1).is_err());
         let mode = fs::metadata(dir.join("0.pem")).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
