@@ -49,13 +49,13 @@ impl Machine {
     /// The first written fact that does not hold here, if there is one. A fact that cannot be read any more does not
     /// hold: what must not be guessed is whether this is the same machine.
     pub fn mismatch<'a>(&self, salt: &[u8], written: &'a [FactDigest]) -> Option<&'a str> {
-        let holds = |fact: &&FactDigest| {
+        let differs = |fact: &&FactDigest| {
             let here = self.0.iter().find(|(name, _)| *name == fact.name);
-            !here.is_some_and(|(_, here)| hash(salt, here) == fact.digest)
+            here.is_none_or(|(_, here)| hash(salt, here) != fact.digest)
         };
         match written {
             [] => Some("machine-id"),
-            _ => written.iter().find(holds).map(|fact| fact.name.as_str()),
+            _ => written.iter().find(differs).map(|fact| fact.name.as_str()),
         }
     }
 }
@@ -88,17 +88,15 @@ mod tests {
     fn the_same_machine_or_not() {
         let both = [("machine-id", "a"), ("product_uuid", "u")];
         let written = machine(&both).digests(b"salt");
-        let rows: [(&[(&str, &str)], Option<&str>); 5] = [
-            (&both, None),
-            // A cloned disk: the id came along, the firmware did not.
-            (&[("machine-id", "a"), ("product_uuid", "v")], Some("product_uuid")),
-            (&[("machine-id", "b"), ("product_uuid", "u")], Some("machine-id")),
-            (&[("machine-id", "a")], Some("product_uuid")),
-            (&[], Some("machine-id")),
-        ];
-        for (facts, want) in rows {
+        let check = |facts: &[(&str, &str)], want: Option<&str>| {
             assert_eq!(machine(facts).mismatch(b"salt", &written), want, "{facts:?}");
-        }
+        };
+        check(&both, None);
+        // A cloned disk: the id came along, the firmware did not.
+        check(&[("machine-id", "a"), ("product_uuid", "v")], Some("product_uuid"));
+        check(&[("machine-id", "b"), ("product_uuid", "u")], Some("machine-id"));
+        check(&[("machine-id", "a")], Some("product_uuid"));
+        check(&[], Some("machine-id"));
         let less = machine(&both[..1]).digests(b"salt");
         assert_eq!(
             machine(&both).mismatch(b"salt", &less),
