@@ -8,7 +8,7 @@ use super::codec::Record;
 
 /// A frame is closed once it holds this much.
 const FRAME_BYTES: usize = 256 * 1024;
-/// Largest log that is read, in bytes: 10,000 SVIDs take 15 MB.
+/// Largest log that is read, in bytes: 10,000 SVIDs take 8 to 15 MB.
 pub const MAX_LOG: u64 = 512 * 1024 * 1024;
 
 /// Seals and opens the frames of one log. A key serves one log only, and each number one frame only, so no nonce is
