@@ -10,7 +10,7 @@ use svid_tests::client::careless_tls;
 use svid_tests::envoy::{Envoy, Version};
 use svid_tests::pki::{TestCa, TestCert};
 use svid_tests::process::run;
-use svid_tests::{free_port, interop};
+use svid_tests::{free_port, interop, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const SHOP: &str = "spiffe://a.example/shop";
@@ -93,6 +93,8 @@ async fn check(version: Version, allow: &str, rows: &[(&TestCert, u16)], authori
     without_agent(&mut config, authorities);
     envoy.start(&config.to_string());
     envoy.process().wait_for("starting workers").await;
+    // The workers open the port a moment after they were started.
+    until("the port", || async { status(port, rows[0].0).await == rows[0].1 }).await;
     for (row, (cert, want)) in rows.iter().enumerate() {
         assert_eq!(status(port, cert).await, *want, "{version:?} {allow}: row {row}");
     }
