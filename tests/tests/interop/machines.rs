@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use svid_tests::envoy::{Envoy, Version};
@@ -52,7 +53,7 @@ fn launch(name: &str, command: &mut Command, config: &Path, flags: &[&str]) -> P
 
 /// One machine.
 pub struct Machine {
-    pub namespace: Namespace,
+    pub namespace: Arc<Namespace>,
     pub agent: Agent,
     host: String,
 }
@@ -69,7 +70,7 @@ impl Machine {
         move_to(&agent.config(), "server_address");
         let mut command = namespace.command(&bin("svid-agent"));
         agent.adopt(launch("svid-agent", &mut command, &agent.config(), &["-joinToken", &token])).await;
-        Self { namespace, agent, host }
+        Self { namespace: Arc::new(namespace), agent, host }
     }
 
     /// Registers an Envoy, has `svidctl` write its configuration, and starts it.
@@ -97,15 +98,20 @@ impl Machine {
         tokio::spawn(serve(self.namespace.listen(at)));
     }
 
-    /// A request on a connection of its own, with a header that claims to be somebody.
+    /// As [`ask`], from here.
     pub async fn ask(&self, to: &str) -> Option<Answer> {
-        let to: SocketAddr = to.parse().expect("an address");
-        let exchange = async {
-            let mut client = Client::over(self.namespace.connect(to).await.ok()?);
-            client.ask().await
-        };
-        tokio::time::timeout(Duration::from_secs(20), exchange).await.ok().flatten()
+        ask(&self.namespace, to).await
     }
+}
+
+/// A request on a connection of its own, with a header that claims to be somebody.
+pub async fn ask(from: &Namespace, to: &str) -> Option<Answer> {
+    let to: SocketAddr = to.parse().expect("an address");
+    let exchange = async {
+        let mut client = Client::over(from.connect(to).await.ok()?);
+        client.ask().await
+    };
+    tokio::time::timeout(Duration::from_secs(20), exchange).await.ok().flatten()
 }
 
 /// What came back.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use svid_tests::envoy::{Envoy, Version};
 use svid_tests::{Server, interop, root, until};
 
-use crate::machines::{Answer, Client, Machine, Site};
+use crate::machines::{Answer, Client, Machine, Site, ask};
 
 const WEB: &str = "10.83.0.2";
 const SHOP: &str = "10.83.0.3";
@@ -15,8 +15,8 @@ const SHOP: &str = "10.83.0.3";
 /// The old Envoy before `web`, the new one before `shop`; each calls the other.
 struct Mesh {
     site: Site,
-    web: Arc<Machine>,
-    shop: Arc<Machine>,
+    web: Machine,
+    shop: Machine,
     web_envoy: Envoy,
     shop_envoy: Envoy,
 }
@@ -40,7 +40,7 @@ async fn mesh(svid_ttl: u32) -> Mesh {
     );
     let web_envoy = web.envoy(&site, Version::Old, "web", &web_flags).await;
     let shop_envoy = shop.envoy(&site, Version::New, "shop", &shop_flags).await;
-    let mesh = Mesh { site, web: web.into(), shop: shop.into(), web_envoy, shop_envoy };
+    let mesh = Mesh { site, web, shop, web_envoy, shop_envoy };
     // Envoy opens its ports one after the other, each when its certificate is there.
     for machine in [&mesh.web, &mesh.shop] {
         until("mTLS", || async { machine.ask("127.0.0.1:15001").await.is_some_and(|it| it.status == 200) })
@@ -112,23 +112,24 @@ async fn who_may_call_and_who_answers() {
     assert_eq!(mesh.shop.ask(&format!("{WEB}:5432")).await, None, "plaintext");
 }
 
-/// One client that never rests, on one connection or on a new one each time.
+/// One client that never rests, on one connection or on a new one each time. It holds the network and nothing else, so
+/// that a failing test shows the agents' logs.
 fn ask_on_and_on(
-    machine: &Arc<Machine>,
+    machine: &Machine,
     to: &'static str,
     keep: bool,
     stop: &Arc<AtomicBool>,
 ) -> tokio::task::JoinHandle<Vec<Answer>> {
-    let (machine, stop) = (Arc::clone(machine), Arc::clone(stop));
+    let (namespace, stop) = (Arc::clone(&machine.namespace), Arc::clone(stop));
     tokio::spawn(async move {
         let mut answers: Vec<Answer> = Vec::new();
         let mut kept = None;
         while !stop.load(Ordering::Relaxed) {
             let answer = match keep {
-                false => machine.ask(to).await,
+                false => ask(&namespace, to).await,
                 true => {
                     if kept.is_none() {
-                        let stream = machine.namespace.connect(to.parse().expect("an address")).await;
+                        let stream = namespace.connect(to.parse().expect("an address")).await;
                         kept = Some(Client::over(stream.expect("the local port")));
                     }
                     kept.as_mut().expect("just made").ask().await
