@@ -44,6 +44,15 @@ impl TestCa {
         self.signed(name, uris, |_| {})
     }
 
+    /// A certificate for a server with these DNS names or IP addresses.
+    pub fn server(&self, names: &[&str]) -> TestCert {
+        let name = |name: &&str| match name.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName((*name).try_into().expect("ascii")),
+        };
+        self.signed("server", &[], |params| params.subject_alt_names = names.iter().map(name).collect())
+    }
+
     /// As [`TestCa::leaf`], over since 2020.
     pub fn expired_leaf(&self, name: &str, uris: &[&str]) -> TestCert {
         self.signed(name, uris, |params| {

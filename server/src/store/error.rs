@@ -74,6 +74,18 @@ impl StoreError {
         Self::Corrupt { what, why: why.to_string() }
     }
 
+    /// True if the connection turned out to be dead, as one that was not used for a while may be. Silence is another
+    /// matter: a fresh connection would meet the same.
+    pub(crate) fn lost_connection(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        match &**error {
+            sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::TimedOut,
+            error => {
+                postgres_code(error).is_some_and(|code| code.starts_with("08") || code.starts_with("57P"))
+            }
+        }
+    }
+
     /// True if another transaction got in the way and the same one may be tried at once.
     pub(crate) fn is_collision(&self) -> bool {
         let (Self::Unavailable(error) | Self::Internal(error)) = self else { return false };

@@ -496,7 +496,7 @@ impl Store {
                     return Ok(changes);
                 }
                 // It may have died while nobody looked; a fresh one has no such excuse.
-                Err(error) if self.0.connector.hangs_up() && error.is_unavailable() => {}
+                Err(error) if self.0.connector.hangs_up() && error.lost_connection() => {}
                 Err(error) => return Err(error),
             }
         }

@@ -200,13 +200,13 @@ impl Writer {
         if let Some(mut conn) = self.conn.take() {
             match self.connector.limit(conn.begin_write()).await {
                 Ok(()) => return Ok(conn),
-                Err(error) if !self.connector.hangs_up() => {
+                Err(error) if self.connector.hangs_up() && error.lost_connection() => {}
+                Err(error) => {
                     if !error.is_unavailable() {
                         self.conn = Some(conn);
                     }
                     return Err(error);
                 }
-                Err(_) => {}
             }
         }
         let mut conn = self.connector.connect().await?;

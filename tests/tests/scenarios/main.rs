@@ -4,5 +4,6 @@ mod cli;
 mod entries;
 mod load;
 mod mainline;
+mod postgres;
 mod restart;
 mod units;

@@ -173,22 +173,29 @@ impl Conn {
 
     /// Begins a transaction that excludes every other writer of this database.
     pub(super) async fn begin_write(&mut self) -> Result<(), StoreError> {
-        let sql = if matches!(self, Self::Sqlite(_)) { "BEGIN IMMEDIATE" } else { postgres::BEGIN_WRITE };
-        self.batch(sql).await
+        self.control("BEGIN IMMEDIATE", postgres::BEGIN_WRITE).await
     }
 
     /// Begins a transaction whose reads are all of one moment.
     pub(super) async fn begin_read(&mut self) -> Result<(), StoreError> {
-        let sql = if matches!(self, Self::Sqlite(_)) { "BEGIN" } else { postgres::BEGIN_READ };
-        self.batch(sql).await
+        self.control("BEGIN", postgres::BEGIN_READ).await
     }
 
     pub(super) async fn commit(&mut self) -> Result<(), StoreError> {
-        self.batch("COMMIT").await
+        self.control("COMMIT", "COMMIT").await
     }
 
     pub(super) async fn rollback(&mut self) -> Result<(), StoreError> {
-        self.batch("ROLLBACK").await
+        self.control("ROLLBACK", "ROLLBACK").await
+    }
+
+    /// SQLite keeps even these prepared; PostgreSQL takes several at once only where they are not.
+    async fn control(&mut self, sqlite: &'static str, postgres: &'static str) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(conn) => drop(sqlx::query(sqlite).execute(conn).await?),
+            Self::Postgres(conn) => drop(sqlx::raw_sql(postgres).execute(conn).await?),
+        }
+        Ok(())
     }
 
     /// True if the other end answers.

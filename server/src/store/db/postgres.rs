@@ -102,8 +102,12 @@ fn options(config: &PostgresConfig, host: &PgHost) -> Result<PgConnectOptions, S
     if let Some(database) = &config.database {
         options = options.database(database);
     }
-    if let Some(root) = &config.root_cert {
-        options = options.ssl_root_cert(root);
+    match &config.root_cert {
+        Some(root) => options = options.ssl_root_cert(root),
+        None if config.ssl_mode == SslMode::VerifyFull => {
+            options = options.ssl_root_cert_from_pem(system_roots()?);
+        }
+        None => {}
     }
     if let Some((cert, key)) = &config.client_cert {
         options = options.ssl_client_cert(cert).ssl_client_key(key);
@@ -118,6 +122,18 @@ fn options(config: &PostgresConfig, host: &PgHost) -> Result<PgConnectOptions, S
     });
     options = options.log_statements(LevelFilter::Off).log_slow_statements(LevelFilter::Off, Duration::ZERO);
     Ok(options.options(config.runtime.iter().map(|(name, value)| (name, value))))
+}
+
+/// The roots that this system trusts, in PEM.
+fn system_roots() -> Result<Vec<u8>, StoreError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        return Err(StoreError::Config(
+            "sslmode=verify-full needs sslrootcert: this system has no CA certificates".into(),
+        ));
+    }
+    let all = found.certs.iter().map(|cert| pem::encode(&pem::Pem::new("CERTIFICATE", cert.as_ref())));
+    Ok(all.collect::<String>().into_bytes())
 }
 
 fn url(config: &PostgresConfig, host: &PgHost) -> String {
