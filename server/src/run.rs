@@ -269,7 +269,11 @@ async fn endpoints(
     let path = config.socket_path.display();
     tracing::info!(subsystem_name = "endpoints", network = "unix", address = %path, "Starting Server APIs");
     tell_ready();
-    let (tcp, unix) = tokio::join!(until_grace(tcp, stop), until_grace(unix, stop));
+    let ends = async {
+        stop.cancelled().await;
+        context.directory.end_watches();
+    };
+    let (tcp, unix, ()) = tokio::join!(until_grace(tcp, stop), until_grace(unix, stop), ends);
     // A socket nobody listens at would make the next start look for its owner.
     let _ = std::fs::remove_file(&config.socket_path);
     tcp.and(unix)

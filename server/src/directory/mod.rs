@@ -286,4 +286,9 @@ impl Directory {
     pub fn watch_agent(&self, agent: &SpiffeId, since: Option<Position>) -> AgentWatch {
         AgentWatch::open(&self.0, agent, since)
     }
+
+    /// Ends all open watches, for a server that stops: agents come back somewhere else.
+    pub fn end_watches(&self) {
+        watch::lock(&self.0.watches).all().for_each(|watch| watch.end(EndReason::Closed));
+    }
 }

@@ -249,6 +249,14 @@ async fn a_watch_tells_what_changes_for_its_agent() {
     // New facts about the node, then its end.
     rig.attest(A, "env:none").await;
     assert!(again.next().await.unwrap().snapshot);
+    // A bundle that changed while the stream was away is told with the snapshot: its own line may lie behind.
+    let here = rig.directory.position();
+    drop(again);
+    rig.store.set_bundle(Bundle::empty(td())).await.unwrap();
+    rig.attest(A, "env:other").await;
+    let mut again = rig.directory.watch_agent(&id(A), Some(here));
+    let delta = again.next().await.unwrap();
+    assert_eq!((delta.snapshot, delta.bundles_changed), (true, vec![td()]));
     rig.store.ban_node(&id(A)).await.unwrap();
     assert_eq!(again.next().await.unwrap_err(), EndReason::Banned);
     let mut evicted = rig.directory.watch_agent(&id(B), None);

@@ -173,7 +173,7 @@ impl AgentWatch {
         Ok(delta)
     }
 
-    fn delta(&self, state: &State, dirty: Dirty, now: i64) -> Option<Delta> {
+    fn delta(&self, state: &State, mut dirty: Dirty, now: i64) -> Option<Delta> {
         let mut delta = Delta {
             position: state.cursor.position,
             snapshot: dirty.snapshot,
@@ -185,6 +185,8 @@ impl AgentWatch {
         if dirty.snapshot {
             let authorized = state.authorized(&self.agent, now);
             delta.revisions = authorized.into_iter().map(|handle| state.revision(handle)).collect();
+            // What the agent missed is not known, so any bundle may be another than the one it has.
+            dirty.bundles.extend(state.bundles.keys().cloned());
         }
         for key in &dirty.entries {
             match state.handle(key).filter(|handle| state.is_authorized(&self.agent, *handle, now)) {
