@@ -77,6 +77,10 @@ impl Disk {
         *self.bundle.lock().expect("lock") = None;
     }
 
+    pub(super) fn begin_empty_bundle(&self) {
+        *self.bundle.lock().expect("lock") = Some(Bundle::empty(trust_domain()));
+    }
+
     pub(super) fn journal(&self) -> Option<Vec<u8>> {
         self.journal.lock().expect("lock").clone()
     }

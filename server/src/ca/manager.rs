@@ -198,6 +198,7 @@ impl Manager {
     /// One check of everything. Gives the moment of the next rotation, none after a failure.
     pub(super) async fn pass(&mut self) -> Option<SystemTime> {
         self.prune().await;
+        self.put_back().await;
         let (mut due, mut error) = (None::<SystemTime>, None);
         for kind in self.kinds() {
             match self.rotate(*kind).await {
@@ -295,12 +296,7 @@ impl Manager {
         let signer = self.keys.generate(slot.key_id(AuthorityKind::Jwt), self.config.jwt_key_type).await?;
         let not_after = now + self.config.ca_ttl;
         let key = JwtSigner::new(new_kid()?, signer, not_after, self.config.jwt_issuer.clone());
-        let published = JwtAuthority {
-            key_id: key.key_id().to_owned(),
-            public_key: key.public_key_der().into(),
-            expires_at: unix_seconds(not_after),
-            tainted: false,
-        };
+        let published = published_key(&key, not_after);
         self.store.append_to_bundle(&[], std::slice::from_ref(&published)).await?;
         self.spread(AuthorityKind::Jwt).await;
         let info = new_info(slot, now, not_after, key.key_id().to_owned());
@@ -354,6 +350,37 @@ impl Manager {
             // Its roots are the upstream's, which are published by themselves.
             (AuthorityKind::X509, prepared) => prepared.is_some(),
         })
+    }
+
+    /// Puts authorities that sign back into a bundle that lost them. None of them was revoked: only old ones can be.
+    async fn put_back(&self) {
+        // Without the database there is nothing to compare with.
+        let Ok(Some(bundle)) = self.store.bundle().await else { return };
+        let (mut x509, mut jwt) = (Vec::new(), Vec::new());
+        if let Some(authority) = self.state.x509.active().and_then(|held| held.key.as_ref())
+            && authority.chain().is_empty()
+            && !bundle.x509_authorities.iter().any(|root| root.der() == authority.cert_der())
+        {
+            x509.extend(X509Authority::from_der(authority.cert_der()).ok());
+        }
+        if let Some(held) = self.state.jwt.active()
+            && let Some(key) = &held.key
+            && bundle.jwt_authority(key.key_id()).is_none()
+        {
+            jwt.push(published_key(key, held.info.not_after));
+        }
+        if x509.is_empty() && jwt.is_empty() {
+            return;
+        }
+        match self.store.append_to_bundle(&x509, &jwt).await {
+            Ok(()) => tracing::error!(
+                "The bundle had lost the authorities that this server signs with, and has them again: the database went \
+                 back to an older state. Agents may have been refused meanwhile"
+            ),
+            Err(error) => {
+                tracing::error!(%error, "The bundle lacks the authorities that this server signs with")
+            }
+        }
     }
 
     fn discard_prepared(&mut self, kind: AuthorityKind) {
@@ -412,6 +439,15 @@ impl Manager {
 fn whole_seconds(at: SystemTime) -> SystemTime {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn published_key(key: &JwtSigner, not_after: SystemTime) -> JwtAuthority {
+    JwtAuthority {
+        key_id: key.key_id().to_owned(),
+        public_key: key.public_key_der().into(),
+        expires_at: unix_seconds(not_after),
+        tainted: false,
+    }
 }
 
 fn new_info(

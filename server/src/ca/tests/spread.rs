@@ -108,6 +108,19 @@ async fn an_authority_that_the_database_lost_is_not_activated() {
     check_invariants(&disk, &manager.state, hands.now()).await;
 }
 
+#[tokio::test]
+async fn a_bundle_that_lost_what_signs_gets_it_back() {
+    let (disk, hands) = (Disk::default(), Hands::new());
+    let mut manager = at_once(&disk, &hands).await;
+    let (before, bundle) = (active(&manager.state, AuthorityKind::X509), disk.bundle());
+    disk.lose_bundle();
+    disk.begin_empty_bundle();
+    manager.pass().await.expect("a pass that works");
+    assert_eq!(active(&manager.state, AuthorityKind::X509), before);
+    assert_eq!(disk.bundle(), bundle);
+    check_invariants(&disk, &manager.state, hands.now()).await;
+}
+
 /// What a clock calls over that was set by a day stays where it is, and each kind rotates once at most for it.
 #[tokio::test]
 async fn a_clock_that_jumps_by_a_day() {
