@@ -42,6 +42,7 @@ impl From<&'static str> for Sql {
 
 /// How to reach the database.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // two of them in a process
 pub(super) enum Connector {
     Sqlite(SqliteConnector),
     Postgres(PgConnector),
@@ -165,8 +166,8 @@ impl Conn {
     /// Runs statements that return nothing, in one round trip.
     pub(super) async fn batch(&mut self, sql: impl SqlSafeStr) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(conn) => drop(sqlx::raw_sql(sql).execute(conn).await?),
-            Self::Postgres(conn) => drop(sqlx::raw_sql(sql).execute(conn).await?),
+            Self::Sqlite(conn) => sqlx::raw_sql(sql).execute(conn).await.map(|_| ())?,
+            Self::Postgres(conn) => sqlx::raw_sql(sql).execute(conn).await.map(|_| ())?,
         }
         Ok(())
     }
