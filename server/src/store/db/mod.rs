@@ -193,8 +193,8 @@ impl Conn {
     /// SQLite keeps even these prepared; PostgreSQL takes several at once only where they are not.
     async fn control(&mut self, sqlite: &'static str, postgres: &'static str) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(conn) => drop(sqlx::query(sqlite).execute(conn).await?),
-            Self::Postgres(conn) => drop(sqlx::raw_sql(postgres).execute(conn).await?),
+            Self::Sqlite(conn) => sqlx::query(sqlite).execute(conn).await.map(|_| ())?,
+            Self::Postgres(conn) => sqlx::raw_sql(postgres).execute(conn).await.map(|_| ())?,
         }
         Ok(())
     }
