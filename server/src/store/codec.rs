@@ -73,30 +73,52 @@ impl From<&EntrySpec> for EntryData {
     }
 }
 
+/// The columns of [`entry_columns!`], in its order, as JSON. No text but `data`, which is JSON itself, can hold what
+/// JSON would escape.
+#[derive(Deserialize)]
+struct Columns<'a>(i64, &'a str, &'a str, &'a str, i64, i64, i64, EntryData);
+
+impl Columns<'_> {
+    fn into_entry(self) -> Result<StoredEntry, StoreError> {
+        let bad = |why: &dyn std::fmt::Display| StoreError::corrupt("entry", why);
+        let Self(row, id, spiffe_id, parent_id, expires_at, revision, created_at, data) = self;
+        let domains = data.federates_with.iter().map(|name| name.parse::<TrustDomain>());
+        let spec = EntrySpec {
+            spiffe_id: spiffe_id.parse().map_err(|e| bad(&e))?,
+            parent_id: parent_id.parse().map_err(|e| bad(&e))?,
+            selectors: selectors_from(&data.selectors)?,
+            x509_svid_ttl: data.x509_svid_ttl,
+            jwt_svid_ttl: data.jwt_svid_ttl,
+            federates_with: domains.collect::<Result<_, _>>().map_err(|e| bad(&e))?,
+            admin: data.admin,
+            downstream: data.downstream,
+            expires_at,
+            dns_names: data.dns_names,
+            store_svid: data.store_svid,
+            hint: data.hint,
+            disable_x509_svid_prefetch: data.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: data.jwt_svid_include_jti,
+        };
+        let id: EntryId = id.parse().map_err(|e| bad(&e))?;
+        Ok(StoredEntry { row: row.unsigned_abs(), entry: Entry { id, spec, revision, created_at } })
+    }
+}
+
 /// Reads a row of [`entry_columns!`].
 pub(super) fn entry_from_row(row: &Row) -> Result<StoredEntry, StoreError> {
-    let bad = |why: &dyn std::fmt::Display| StoreError::corrupt("entry", why);
-    let data: EntryData = serde_json::from_str(row.get::<&str>(7)?).map_err(|e| bad(&e))?;
-    let domains = data.federates_with.iter().map(|name| name.parse::<TrustDomain>());
-    let spec = EntrySpec {
-        spiffe_id: row.get::<&str>(2)?.parse().map_err(|e| bad(&e))?,
-        parent_id: row.get::<&str>(3)?.parse().map_err(|e| bad(&e))?,
-        selectors: selectors_from(&data.selectors)?,
-        x509_svid_ttl: data.x509_svid_ttl,
-        jwt_svid_ttl: data.jwt_svid_ttl,
-        federates_with: domains.collect::<Result<_, _>>().map_err(|e| bad(&e))?,
-        admin: data.admin,
-        downstream: data.downstream,
-        expires_at: row.get(4)?,
-        dns_names: data.dns_names,
-        store_svid: data.store_svid,
-        hint: data.hint,
-        disable_x509_svid_prefetch: data.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: data.jwt_svid_include_jti,
-    };
-    let id: EntryId = row.get::<&str>(1)?.parse().map_err(|e| bad(&e))?;
-    let entry = Entry { id, spec, revision: row.get(5)?, created_at: row.get(6)? };
-    Ok(StoredEntry { row: row.get::<i64>(0)?.unsigned_abs(), entry })
+    let data = serde_json::from_str(row.get(7)?).map_err(|e| StoreError::corrupt("entry", e))?;
+    let texts = |at| row.get::<&str>(at);
+    let columns =
+        Columns(row.get(0)?, texts(1)?, texts(2)?, texts(3)?, row.get(4)?, row.get(5)?, row.get(6)?, data);
+    columns.into_entry()
+}
+
+/// Reads a JSON array of arrays of [`entry_columns!`]; in order of the rows.
+pub(super) fn entries_from_json(text: &str) -> Result<Vec<StoredEntry>, StoreError> {
+    let rows: Vec<Columns<'_>> = serde_json::from_str(text).map_err(|e| StoreError::corrupt("entries", e))?;
+    let mut entries = rows.into_iter().map(Columns::into_entry).collect::<Result<Vec<_>, _>>()?;
+    entries.sort_unstable_by_key(|stored| stored.row);
+    Ok(entries)
 }
 
 /// Reads a row of [`node_columns!`].
@@ -155,4 +177,27 @@ pub(super) fn similar_key(spec: &EntrySpec) -> [u8; 32] {
     let mut key = [0; 32];
     key.copy_from_slice(hash.finish().as_ref());
     key
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_hold_what_json_escapes() {
+        let row = |row, id, data| {
+            format!(r#"[{row},"{id}","spiffe://example.org/a","spiffe://example.org/b",9,1,7,{data}]"#)
+        };
+        let odd = r#"{"s":["unix:uid:1","unix:path:/a\"b\\"],"h":"\u001f\"","d":["a.example.org"]}"#;
+        let text = format!("[{},{}]", row(2, "y", r#"{"s":["unix:uid:1"]}"#), row(1, "x", odd));
+        let entries = entries_from_json(&text).unwrap();
+        assert_eq!(entries.iter().map(|stored| stored.row).collect::<Vec<_>>(), [1, 2]);
+        let Entry { id, spec, revision, created_at } = &entries[0].entry;
+        assert_eq!((id.as_str(), *revision, *created_at, spec.expires_at), ("x", 1, 7, 9));
+        assert_eq!((spec.hint.as_str(), spec.selectors.len(), spec.dns_names.len()), ("\u{1f}\"", 2, 1));
+        for broken in ["", "[", "[[1]]", &row(1, "x", "{}"), &format!("[{}]", row(1, "a/b", odd))] {
+            assert!(entries_from_json(broken).is_err(), "{broken}");
+        }
+    }
 }
