@@ -96,6 +96,21 @@ fn check(entries: &[(&str, &str, &str, &str, i64)], want_a: &[&str], want_b: &[&
 }
 
 #[test]
+fn a_parent_that_many_share() {
+    let members: Vec<_> = (0..100).map(|n| (format!("m{n}"), format!("/spire/agent/{n}"))).collect();
+    let mut entries: Vec<_> =
+        members.iter().map(|(id, agent)| (&**id, &**agent, "/group", "unix:uid:1", 0)).collect();
+    entries.extend([("e", "/group", "/web", "unix:uid:1", 0), ("f", "/web", "/web/x", "unix:uid:2", 0)]);
+    check(&entries, &[], &[]);
+    entries.push(("a", A, "/group", "unix:uid:1", 0));
+    check(&entries, &["a", "e", "f"], &[]);
+    entries.push(("b", SERVER, "/group", "rack:2", 0));
+    check(&entries, &["a", "e", "f"], &["e", "f"]);
+    entries.extend([("c", A, "/group", "unix:uid:3", 100), ("g", "/group", "/late", "unix:uid:4", 100)]);
+    check(&entries, &["a", "e", "f"], &["e", "f"]);
+}
+
+#[test]
 fn authorized_sets() {
     check(&[("1", A, "/web", "unix:uid:1", 0), ("2", B, "/web", "unix:uid:1", 0)], &["1"], &["2"]);
     // Nested parents, any depth, and a loop.

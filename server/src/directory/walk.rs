@@ -12,6 +12,9 @@ use super::packed::Packed;
 use super::state::State;
 use super::watch::{WatchState, Watches};
 
+/// An ID that more entries than this make agents members of is not climbed from: what one agent has is less.
+const MANY_HOLDERS: usize = 64;
+
 /// True if a node with the (sorted) selectors `whole` is a member of an alias with the selectors `part`. An alias
 /// without selectors, which no check lets through, has no members.
 fn is_subset(part: &[u32], whole: &[u32]) -> bool {
@@ -57,6 +60,7 @@ impl State {
     }
 
     /// True if `agent` may have this entry: walks up from it, so the cost is the depth and not the agent's entries.
+    /// Only where thousands share a parent it walks down from the agent: each of them asks when such an entry changes.
     pub(super) fn is_authorized(&self, agent: &SpiffeId, handle: u32, now: i64) -> bool {
         let entry = self.packed(handle);
         if entry.is_expired(now) || self.is_alias(entry) {
@@ -73,7 +77,11 @@ impl State {
             if !seen.insert(id) {
                 continue;
             }
-            for &handle in self.ids.get(id).holders.as_slice() {
+            let holders = self.ids.get(id).holders.as_slice();
+            if holders.len() > MANY_HOLDERS {
+                return self.reachable(agent, now).contains(&self.packed(handle).parent);
+            }
+            for &handle in holders {
                 let holder = self.packed(handle);
                 if holder.is_expired(now) {
                     continue;
