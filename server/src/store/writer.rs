@@ -214,15 +214,26 @@ impl Writer {
         Ok(conn)
     }
 
-    /// After the answer to a commit was lost: whether the change log has the line. The lock of all writers is waited
-    /// for first, so the lost transaction has ended by then, either way.
+    /// After the answer to a commit was lost: whether the change log has the line, and a synchronous standby too. The lock
+    /// of all writers is waited for first, so the lost transaction has ended by then, either way.
     async fn was_committed(&mut self, last: LastLine) -> Result<bool, StoreError> {
         let mut conn = self.begin().await?;
-        let found = self.connector.limit(log::tag(&mut conn, last.seq)).await?;
-        self.connector.limit(conn.rollback()).await?;
+        let found = self.connector.limit(confirm(&mut conn, last)).await?;
         self.conn = Some(conn);
-        Ok(found == Some(last.tag))
+        Ok(found)
     }
+}
+
+/// Looks for the line. A primary shows what it committed itself even where the wait for its standby was broken off (its
+/// sessions were ended, say), so a commit of ours follows: a standby that has this one has all before it.
+async fn confirm(conn: &mut Conn, last: LastLine) -> Result<bool, StoreError> {
+    if log::tag(conn, last.seq).await? != Some(last.tag) {
+        conn.rollback().await?;
+        return Ok(false);
+    }
+    conn.execute("UPDATE svid_log_counter SET pruned_to = pruned_to", &[]).await?;
+    conn.commit().await?;
+    Ok(true)
 }
 
 fn finish(batch: Vec<Box<dyn Job>>, outcome: &Result<u64, StoreError>) {
