@@ -19,6 +19,8 @@ pub struct AgentOptions {
     pub unix: String,
     /// Blocks at the top level.
     pub top: String,
+    /// Where the agent believes its server, if not at the server's own port.
+    pub server_port: Option<u16>,
 }
 
 /// A running agent.
@@ -86,7 +88,7 @@ plugins {{
 }}
 {top}
 "#,
-            port = server.port,
+            port = self.options.server_port.unwrap_or(server.port),
             socket = self.socket().display(),
             admin = self.admin_socket().display(),
             td = server.trust_domain,

@@ -11,6 +11,7 @@ pub mod netns;
 pub mod pki;
 pub use svid_test_postgres as postgres;
 pub mod process;
+pub mod proxy;
 pub mod server;
 pub mod x509pop;
 
