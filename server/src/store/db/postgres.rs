@@ -25,7 +25,7 @@ const NEXT_ROW: Duration = Duration::from_secs(30);
 /// The settings are the transaction's, so that a pooler hands no others on. Acknowledged means durable, whatever the
 /// database's default is.
 pub(super) const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
-    SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '9s';
+    SET LOCAL lock_timeout = '8s'; SET LOCAL statement_timeout = '9s';
     SET LOCAL idle_in_transaction_session_timeout = '10s';
     SELECT pg_advisory_xact_lock(8391162171410441324),
         CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END";
