@@ -1,6 +1,6 @@
 //! A private PostgreSQL for tests, from the system's packages: started, stopped, killed, frozen, replicated, promoted.
 //!
-//! It lives in a fresh directory with a Unix socket in it and a free port, with `fsync` on. A watchdog process ends it
+//! It lives in a fresh directory (in memory where there is room) with a Unix socket in it and a free port. A watchdog process ends it
 //! and removes the directory when its handle is dropped, and also when the test itself is killed. Calls block, for a
 //! second or so; they panic with what PostgreSQL said where something goes wrong.
 
