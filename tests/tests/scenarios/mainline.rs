@@ -23,6 +23,8 @@ async fn an_entry_reaches_a_waiting_workload_without_polling() {
     let client = WorkloadApiClient::connect_to(agent.endpoint()).await.expect("connect");
 
     server.entry("/first", &my_uid(), &[]).await;
+    // A workload that asks before its entry has arrived is told that it has no identity.
+    eventually(|| agent.cli(&["api", "fetch", "x509"])).await;
     let mut updates = client.stream_x509_contexts().await.expect("a stream");
     let first = tokio::time::timeout(PATIENCE, updates.next())
         .await

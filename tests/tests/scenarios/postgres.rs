@@ -6,6 +6,7 @@ use std::path::Path;
 use spiffe::workload_api::WorkloadApiClient;
 use svid_tests::pki::TestCa;
 use svid_tests::postgres::{self, PASSWORD, Postgres, PostgresOptions};
+use svid_tests::process::eventually;
 use svid_tests::{Agent, AgentOptions, PATIENCE, Server, ServerOptions};
 use tokio_stream::StreamExt;
 
@@ -24,6 +25,8 @@ async fn an_entry_made_on_one_server_is_at_an_agent_of_the_other() {
     let agent = Agent::join_with(&two, options).await;
     let client = WorkloadApiClient::connect_to(agent.endpoint()).await.expect("connect");
     two.entry("/first", &my_uid(), &[]).await;
+    // A workload that asks before its entry has arrived is told that it has no identity.
+    eventually(|| agent.cli(&["api", "fetch", "x509"])).await;
     let mut updates = client.stream_x509_contexts().await.expect("a stream");
     let mut next = async |count: usize| {
         let awaited = async {
