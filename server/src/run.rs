@@ -25,6 +25,7 @@ use crate::api::authorize::{AuthorizeLayer, Gate};
 use crate::api::metrics::RpcMetrics;
 use crate::api::vouch::Vouch;
 use crate::api::{self, Context, caller};
+use crate::attest::Clones;
 use crate::ca::{Ca, StoredCa};
 use crate::clock_guard::ClockGuard;
 use crate::config::{self, RunFlags, ServerConfig};
@@ -243,7 +244,9 @@ async fn endpoints(
     let bound = listener.local_addr().map_err(listen)?;
     let socket = bind_private(&config.socket_path, SOCKET_MODE, SOCKET_DIR_MODE)?;
     let tls = tls::follow(config, context, roots, stop)?;
-    let gate = Arc::new(Gate::new(
+    let clones =
+        Clones::new(context.store.clone(), context.directory.clone(), context.clock.clone(), metrics);
+    let gate = Gate::new(
         context.directory.clone(),
         context.clock.clone(),
         config.admin_ids.iter().cloned(),
@@ -251,7 +254,8 @@ async fn endpoints(
         config.max_stale,
         context.vouch.clone(),
         RpcMetrics::new(metrics),
-    ));
+    );
+    let gate = Arc::new(gate.watching(clones));
     let local = if config.audit_log_enabled { caller::audited_local_peer } else { caller::local_peer };
     let incoming = net::incoming(listener, net::TcpOptions::default(), move || Some(tls.load_full()));
     let tcp = net::tcp_server()

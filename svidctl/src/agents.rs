@@ -1,13 +1,15 @@
 //! `agent list`, and `agent show` with what that agent can obtain.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use serde_json::Value;
 use svid_core::id::SpiffeId;
 use svid_proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use svid_proto::spire::api::server::agent::v1::{GetAgentRequest, ListAgentsRequest};
 use svid_proto::spire::api::types::{self, Entry};
-use svid_proto::svid::status::v1::ListAuthorizedEntriesRequest;
 use svid_proto::svid::status::v1::status_client::StatusClient;
+use svid_proto::svid::status::v1::{ListAuthorizedEntriesRequest, ListSuspectedClonesRequest};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -15,17 +17,20 @@ use crate::args::{AgentCommand, Args};
 use crate::authorized;
 use crate::connect::{self, Failure, MAX_ANSWER_BYTES, Who};
 use crate::entries::{self, id, marks, selectors};
-use crate::render::{self, Paint, Screen, facts, left, table};
+use crate::render::{self, Paint, Screen, facts, left, span, table};
 
 const PAGE_SIZE: i32 = 1000;
+/// What to know about a suspected clone.
+const CLONE: &str = "an old certificate was used after its successor; ban or evict the agent and attest it again on a clean machine";
 
 pub async fn run(args: &Args, command: &AgentCommand, screen: &mut Screen) -> Result<(), Failure> {
     match command {
         AgentCommand::List => {
             let channel = connect::dial(Who::Server, &args.server_socket).await?;
             let now = render::now();
-            let mut agents: Vec<_> =
-                list(channel).await?.iter().map(|agent| Agent::new(agent, now)).collect();
+            let suspected = suspected(channel.clone()).await?;
+            let all = list(channel).await?;
+            let mut agents: Vec<_> = all.iter().map(|agent| Agent::new(agent, &suspected, now)).collect();
             agents.sort_by(|a, b| a.id.cmp(&b.id));
             screen.print(&List { agents }, |list, paint| list_text(list, now, paint))
         }
@@ -54,13 +59,20 @@ struct Agent {
     state: &'static str,
     can_reattest: bool,
     version: String,
+    /// When an old certificate of it was last used after its successor; 0 for never, or when not told.
+    suspected_clone_at: i64,
 }
 
+/// Agents of which a copy may exist, and since when that is known.
+type Suspected = HashMap<String, i64>;
+
 impl Agent {
-    fn new(agent: &types::Agent, now: i64) -> Self {
+    fn new(agent: &types::Agent, suspected: &Suspected, now: i64) -> Self {
+        let spiffe_id = id(agent.id.as_ref());
         let remaining_s = agent.x509svid_expires_at.saturating_sub(now).max(0);
         Self {
-            id: id(agent.id.as_ref()),
+            suspected_clone_at: suspected.get(&spiffe_id).copied().unwrap_or_default(),
+            id: spiffe_id,
             attestation_type: agent.attestation_type.clone(),
             serial: agent.x509svid_serial_number.clone(),
             expires_at: agent.x509svid_expires_at,
@@ -90,6 +102,19 @@ struct Show {
     computed_by: &'static str,
 }
 
+/// SPIRE's server cannot tell.
+async fn suspected(channel: Channel) -> Result<Suspected, Failure> {
+    let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+    match client.list_suspected_clones(ListSuspectedClonesRequest {}).await {
+        Ok(answer) => {
+            let clones = answer.into_inner().clones;
+            Ok(clones.into_iter().map(|clone| (id(clone.agent_id.as_ref()), clone.seen_at)).collect())
+        }
+        Err(status) if connect::is_unknown(&status) => Ok(Suspected::new()),
+        Err(status) => Err(connect::rpc(Who::Server, &status)),
+    }
+}
+
 async fn list(channel: Channel) -> Result<Vec<types::Agent>, Failure> {
     let mut client = AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
     let mut agents = Vec::new();
@@ -117,10 +142,11 @@ async fn show(channel: Channel, id: &SpiffeId, now: i64) -> Result<(Show, Vec<En
             _ => connect::rpc(Who::Server, &status),
         })?;
     let agent = agent.into_inner();
+    let suspected = suspected(channel.clone()).await?;
     let (mut entries, computed_by) = obtainable(channel, &wire_id, &agent.selectors, now).await?;
     entries.sort_by_cached_key(|entry| (entries::id(entry.spiffe_id.as_ref()), entry.id.clone()));
     let report = Show {
-        agent: Agent::new(&agent, now),
+        agent: Agent::new(&agent, &suspected, now),
         selectors: selectors(&agent.selectors),
         entries: entries.iter().map(entries::json).collect::<Result<_, _>>()?,
         computed_by,
@@ -147,7 +173,11 @@ async fn obtainable(
 }
 
 fn state(agent: &Agent, paint: Paint) -> String {
-    if agent.state == "active" { agent.state.into() } else { paint.warn(agent.state) }
+    match (agent.state, agent.suspected_clone_at) {
+        ("active", 0) => agent.state.into(),
+        (state, 0) => paint.warn(state),
+        (state, _) => paint.warn(&format!("{state}, suspected clone")),
+    }
 }
 
 fn list_text(list: &List, now: i64, paint: Paint) -> String {
@@ -169,13 +199,16 @@ fn list_text(list: &List, now: i64, paint: Paint) -> String {
     });
     let text = table(&["AGENT", "STATE", "SVID", "ATTESTED BY", "CAN RE-ATTEST", "VERSION"], rows);
     let troubled = list.agents.iter().filter(|agent| agent.state != "active").count();
-    match troubled {
-        0 => text,
-        number => {
-            let line = format!("{number} of {} agents cannot work.", list.agents.len());
-            format!("{text}\n{}\n", paint.warn(&line))
-        }
+    let cloned = list.agents.iter().filter(|agent| agent.suspected_clone_at > 0).count();
+    let all = list.agents.len();
+    let mut lines = Vec::new();
+    if troubled > 0 {
+        lines.push(format!("{troubled} of {all} agents cannot work."));
     }
+    if cloned > 0 {
+        lines.push(format!("{cloned} of {all} agents may have a copy: {CLONE}."));
+    }
+    lines.iter().fold(text, |text, line| format!("{text}\n{}\n", paint.warn(line)))
 }
 
 fn show_text(report: &Show, entries: &[Entry], now: i64, paint: Paint) -> String {
@@ -192,6 +225,11 @@ fn show_text(report: &Show, entries: &[Entry], now: i64, paint: Paint) -> String
             ("Selectors", report.selectors.join(", ")),
         ],
     );
+    if agent.suspected_clone_at > 0 {
+        let since = span(now.saturating_sub(agent.suspected_clone_at).max(0));
+        let line = format!("A copy of this agent's data may exist, seen {since} ago: {CLONE}.");
+        text += &format!("\n{}\n", paint.warn(&line));
+    }
     text.push('\n');
     if entries.is_empty() {
         text += "It can obtain nothing: no entry has it, or an alias of it, as its parent.\n";
@@ -236,7 +274,10 @@ mod tests {
 
     #[test]
     fn agents_in_a_table() {
-        let agents = vec![Agent::new(&agent(false, 160), 100), Agent::new(&agent(true, 90), 100)];
+        let agents = vec![
+            Agent::new(&agent(false, 160), &Suspected::new(), 100),
+            Agent::new(&agent(true, 90), &Suspected::new(), 100),
+        ];
         let want = "\
 AGENT                              STATE   SVID          ATTESTED BY  CAN RE-ATTEST  VERSION
 spiffe://example.org/spire/agent/a  active  1m 0s left    join_token   no
@@ -253,14 +294,26 @@ spiffe://example.org/spire/agent/a  banned  over for 10s  join_token   no
         for (banned, expires_at, want) in
             [(false, 101, "active"), (false, 100, "expired"), (true, 500, "banned")]
         {
-            assert_eq!(Agent::new(&agent(banned, expires_at), 100).state, want);
+            assert_eq!(Agent::new(&agent(banned, expires_at), &Suspected::new(), 100).state, want);
         }
+    }
+
+    #[test]
+    fn a_suspected_clone_is_told() {
+        let suspected = Suspected::from([("spiffe://example.org/spire/agent/a".to_owned(), 90)]);
+        let agent = || Agent::new(&agent(false, 160), &suspected, 100);
+        let text = list_text(&List { agents: vec![agent()] }, 100, Paint(false));
+        assert!(text.contains("active, suspected clone"), "{text}");
+        assert!(text.contains("1 of 1 agents may have a copy"), "{text}");
+        let report = Show { agent: agent(), selectors: vec![], entries: vec![], computed_by: "server" };
+        let text = show_text(&report, &[], 100, Paint(false));
+        assert!(text.contains("data may exist, seen 10s ago: an old certificate"), "{text}");
     }
 
     #[test]
     fn an_agent_without_entries_says_how_to_make_one() {
         let report = Show {
-            agent: Agent::new(&agent(false, 160), 100),
+            agent: Agent::new(&agent(false, 160), &Suspected::new(), 100),
             selectors: vec![],
             entries: vec![],
             computed_by: "server",

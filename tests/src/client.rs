@@ -84,7 +84,29 @@ pub async fn attest_by_token(port: u16, token: &str) -> Result<AttestedAgent, to
 /// # Errors
 /// The server's refusal.
 pub async fn attest(channel: Channel, kind: &str, payload: Vec<u8>) -> Result<AttestedAgent, tonic::Status> {
-    let (key, csr) = key_and_csr();
+    attest_with(channel, kind, payload, &key_and_csr()).await
+}
+
+/// Attests with a join token and a key of the caller's choice, with its CSR: whose answer got lost asks so again.
+/// # Errors
+/// The server's refusal.
+pub async fn attest_by_token_with(
+    port: u16,
+    token: &str,
+    key: &(Vec<u8>, Vec<u8>),
+) -> Result<AttestedAgent, tonic::Status> {
+    let channel =
+        tls(port, careless_tls(None)).await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    attest_with(channel, "join_token", token.as_bytes().to_vec(), key).await
+}
+
+async fn attest_with(
+    channel: Channel,
+    kind: &str,
+    payload: Vec<u8>,
+    (key, csr): &(Vec<u8>, Vec<u8>),
+) -> Result<AttestedAgent, tonic::Status> {
+    let (key, csr) = (key.clone(), csr.clone());
     let data = svid_proto::spire::api::types::AttestationData { r#type: kind.to_owned(), payload };
     let params = agent::attest_agent_request::Params {
         data: Some(data),

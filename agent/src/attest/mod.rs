@@ -141,8 +141,9 @@ impl Attestor {
         let started = tokio::time::Instant::now();
         let mut backoff = Backoff::new(BACKOFF_START, BACKOFF_MAX);
         show_bootstrap(&self.store, &self.metrics);
+        let mut key = None;
         loop {
-            let error = match self.attempt().await {
+            let error = match self.attempt(&mut key).await {
                 Ok(attestation) => return Ok(attestation),
                 Err(error) => error,
             };
@@ -179,7 +180,8 @@ impl Attestor {
         Ok(())
     }
 
-    async fn attempt(&self) -> Result<Attestation, AttestError> {
+    /// `key`: the one of an attempt whose answer may have got lost, which the server gives to no other.
+    async fn attempt(&self, key: &mut Option<Arc<dyn Signer>>) -> Result<Attestation, AttestError> {
         let data = self.store.data();
         let roots = match data.bundle.is_empty() {
             false => Some(data.bundle.clone()),
@@ -196,7 +198,7 @@ impl Attestor {
             return Ok(Attestation { identity, bundle });
         }
         info!("SVID is not found. Starting node attestation");
-        let attestation = self.attest_anew(bundle.as_ref()).await?;
+        let attestation = self.attest_anew(bundle.as_ref(), key).await?;
         let identity = &attestation.identity;
         info!(
             spiffe_id = %identity.svid.id(),
@@ -263,7 +265,11 @@ impl Attestor {
         }
     }
 
-    async fn attest_anew(&self, bundle: Option<&Bundle>) -> Result<Attestation, AttestError> {
+    async fn attest_anew(
+        &self,
+        bundle: Option<&Bundle>,
+        key: &mut Option<Arc<dyn Signer>>,
+    ) -> Result<Attestation, AttestError> {
         let roots = SharedRoots::default();
         if let Some(bundle) = bundle {
             roots.set(bundle);
@@ -271,8 +277,12 @@ impl Attestor {
             warn!("Insecure bootstrap enabled; skipping server certificate verification");
         }
         let channel = AttestChannel::connect(&self.dialer, bundle.map(|_| &roots)).await?;
+        let signer = match key {
+            Some(signer) => signer.clone(),
+            None => key.insert(next_key(&*self.keys, None).await?).clone(),
+        };
         let begun = tokio::time::Instant::now();
-        let attested = attest_over(&channel, &*self.keys, &*self.plugin, None).await;
+        let attested = attest_with(&channel, signer, &*self.plugin).await;
         let status = attested.as_ref().map_or_else(|error| code_name(error.code()), |_| "OK");
         let labels = [("attestor_type", self.plugin.name())];
         self.metrics.measure_call(&["node", "attestor", "new_svid"], status, begun.elapsed(), &labels);
@@ -317,7 +327,14 @@ pub async fn attest_over(
     plugin: &dyn AgentNodeAttestor,
     current: Option<&dyn Signer>,
 ) -> Result<AgentIdentity, ClientError> {
-    let signer = next_key(keys, current).await?;
+    attest_with(channel, next_key(keys, current).await?, plugin).await
+}
+
+async fn attest_with(
+    channel: &AttestChannel,
+    signer: Arc<dyn Signer>,
+    plugin: &dyn AgentNodeAttestor,
+) -> Result<AgentIdentity, ClientError> {
     let csr = make_csr(&*signer, None, &[])?;
     let attested = channel.attest(plugin, csr).await?;
     identity_of(attested.svid, signer, attested.reattestable, channel.trust_domain())

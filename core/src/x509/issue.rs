@@ -54,6 +54,9 @@ pub enum IssueError {
     /// A DNS name is empty, too long or not ASCII.
     #[error("DNS name {0:?} is not valid")]
     DnsName(String),
+    /// A serial number is not one of ours.
+    #[error("serial number is not valid")]
+    Serial,
     /// A subject is no name in DER.
     #[error("subject is not valid")]
     Subject,
@@ -180,6 +183,32 @@ impl Authority {
     /// # Errors
     /// [`IssueError`] names what is wrong with the template or the authority.
     pub fn prepare(&self, template: LeafTemplate, now: SystemTime) -> Result<Prepared<'_>, IssueError> {
+        self.prepare_numbered(template, new_serial()?, now)
+    }
+
+    /// As [`Authority::prepare`], for a leaf that was prepared at `then` and whose answer was lost: the same number
+    /// and life again, as far as this authority lasts.
+    /// # Errors
+    /// As [`Authority::prepare`], and [`IssueError::Serial`] for a number that was never given.
+    pub fn prepare_again(
+        &self,
+        template: LeafTemplate,
+        serial_decimal: &str,
+        then: SystemTime,
+    ) -> Result<Prepared<'_>, IssueError> {
+        let serial: u128 = serial_decimal.parse().map_err(|_| IssueError::Serial)?;
+        if serial == 0 {
+            return Err(IssueError::Serial);
+        }
+        self.prepare_numbered(template, serial.to_be_bytes(), then)
+    }
+
+    fn prepare_numbered(
+        &self,
+        template: LeafTemplate,
+        serial: [u8; 16],
+        now: SystemTime,
+    ) -> Result<Prepared<'_>, IssueError> {
         if template.id.path().is_empty() {
             return Err(IssueError::NoPath);
         }
@@ -188,7 +217,6 @@ impl Authority {
         }
         let life = leaf_life(template.ttl, template.not_after_limit, self.life(), now)?;
         let subject = self.leaf_subject(&template)?;
-        let serial = new_serial()?;
         let parts = TbsParts {
             serial: &serial,
             algorithm: &self.algorithm,

@@ -248,7 +248,11 @@ impl Agent for AgentApi {
         if csr.is_empty() {
             return Err(invalid_argument("missing CSR"));
         }
-        let svid = attest::renew(&self.0, agent, &csr).await?;
+        let seen = match &node.serial {
+            Serial::Active { next: Some((next, _)), .. } => next,
+            _ => "",
+        };
+        let svid = attest::renew(&self.0, agent, seen, &csr).await?;
         Ok(Response::new(wire::RenewAgentResponse { svid: Some(x509_svid_to_wire(&svid)) }))
     }
 

@@ -21,6 +21,7 @@ use super::metrics::RpcMetrics;
 use super::status::{denial_reason, denied_because, too_stale, unavailable};
 use super::table::{self, Callers, Method};
 use super::vouch::Vouch;
+use crate::attest::Clones;
 use crate::directory::{AgentDenied, AgentRefusal, Directory};
 
 /// Reads the peer from a connection's extensions.
@@ -35,6 +36,7 @@ pub struct Gate {
     max_stale: Duration,
     vouch: Vouch,
     metrics: RpcMetrics,
+    clones: Option<Clones>,
 }
 
 impl Gate {
@@ -50,7 +52,13 @@ impl Gate {
         metrics: RpcMetrics,
     ) -> Self {
         let admin_ids = admin_ids.into_iter().collect();
-        Self { directory, clock, admin_ids, audit, max_stale, vouch, metrics }
+        Self { directory, clock, admin_ids, audit, max_stale, vouch, metrics, clones: None }
+    }
+
+    /// The same gate, which tells `clones` of old certificates.
+    #[must_use]
+    pub fn watching(self, clones: Clones) -> Self {
+        Self { clones: Some(clones), ..self }
     }
 
     /// The decision, in SPIRE's order: any, local, configured admin, entries of the caller's ID, agent.
@@ -91,7 +99,7 @@ impl Gate {
             }
         }
         if callers.include(Callers::AGENT) {
-            return match self.check_agent(method, &cert).await {
+            return match self.check_agent(method, &peer, &cert).await {
                 Ok(()) => admit(peer, Role::Agent, "datastore"),
                 Err(status) => Err((status, peer)),
             };
@@ -103,13 +111,16 @@ impl Gate {
         Call { method, peer, role, via, downstream: Vec::new(), audit: Audit::new(self.audit) }
     }
 
-    async fn check_agent(&self, method: &Method, cert: &PeerCert) -> Result<(), Status> {
+    async fn check_agent(&self, method: &Method, peer: &Peer, cert: &PeerCert) -> Result<(), Status> {
         let now = self.clock.unix();
         match self.directory.verify_agent(&cert.id, &cert.serial, cert.not_after, now).await {
             Ok(_) => Ok(()),
             Err(AgentRefusal::Unavailable(error)) => Err(unavailable(&error)),
             Err(AgentRefusal::Denied(why)) => {
                 log_denied_agent(method, cert, why);
+                if let (AgentDenied::NotActive, Some(clones)) = (why, &self.clones) {
+                    clones.refused(cert, peer.address());
+                }
                 Err(denied_because(&denied_text(method), denial_reason(why)))
             }
         }

@@ -109,6 +109,14 @@ impl Peer {
         }
     }
 
+    /// Where a TLS connection comes from.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Local(_) => None,
+            Self::Tls { address, .. } => Some(*address),
+        }
+    }
+
     /// The certificate's identity.
     pub fn identity(&self) -> Option<&PeerCert> {
         match self {

@@ -34,7 +34,7 @@ pub fn store_code(error: &StoreError) -> Code {
         StoreError::Invalid(_) | StoreError::TokenUnknown | StoreError::TokenExpired => Code::InvalidArgument,
         StoreError::BundleInUse(_) => Code::FailedPrecondition,
         StoreError::Banned => Code::PermissionDenied,
-        StoreError::Unavailable(_) | StoreError::Closed => Code::Unavailable,
+        StoreError::Unavailable(_) | StoreError::Closed | StoreError::Overtaken => Code::Unavailable,
         StoreError::Conflict(_)
         | StoreError::FederatedBundleMissing(_)
         | StoreError::CannotReattest

@@ -19,6 +19,8 @@ service!(StatusApi);
 
 /// Entries that end within a day are worth a look.
 const SOON: i64 = 24 * 3600;
+/// Suspected clones that have a warning each.
+const MAX_CLONE_WARNINGS: usize = 10;
 
 fn seconds(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
@@ -106,6 +108,19 @@ impl StatusApi {
         }
     }
 
+    fn clone_warnings(&self) -> Vec<String> {
+        let suspected = self.0.directory.suspected_nodes();
+        let told = suspected.iter().take(MAX_CLONE_WARNINGS).map(|node| {
+            format!(
+                "agent {}: an old certificate was used after its successor: a copy of its data may exist; ban or evict",
+                node.id
+            )
+        });
+        let rest = suspected.len().saturating_sub(MAX_CLONE_WARNINGS);
+        let more = format!("copies of {rest} more agents may exist: `svidctl agent list` shows which");
+        told.chain((rest > 0).then_some(more)).collect()
+    }
+
     fn warnings(&self, database: &wire::DatabaseStatus, banned: u64) -> Vec<String> {
         let mut warnings = Vec::new();
         if !database.reachable {
@@ -128,6 +143,7 @@ impl StatusApi {
         if let Some(error) = &health.last_error {
             warnings.push(format!("the CA rotation failed {} times in a row: {error}", health.failures));
         }
+        warnings.extend(self.clone_warnings());
         if banned > 0 {
             warnings.push(format!("{banned} agents are banned; evict them to let them attest again"));
         }
@@ -199,5 +215,17 @@ impl StatusService for StatusApi {
             entries: entries.iter().map(entry_to_wire).collect(),
             position: Some(position_to_wire(&position)),
         }))
+    }
+
+    async fn list_suspected_clones(
+        &self,
+        _: Request<wire::ListSuspectedClonesRequest>,
+    ) -> Result<Response<wire::ListSuspectedClonesResponse>, Status> {
+        let suspected = self.0.directory.suspected_nodes();
+        let clones = suspected.iter().map(|node| wire::SuspectedClone {
+            agent_id: Some(id_to_wire(&node.id)),
+            seen_at: node.suspected_at,
+        });
+        Ok(Response::new(wire::ListSuspectedClonesResponse { clones: clones.collect() }))
     }
 }

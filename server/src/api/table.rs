@@ -218,6 +218,7 @@ methods! {
     "svid." "status.v1.Status" {
         "GetStatus" L FREE;
         "ListAuthorizedEntries" L FREE;
+        "ListSuspectedClones" L FREE;
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::{Attested, JOIN_TOKEN, admit, log_issued};
+use super::{Attested, JOIN_TOKEN, admit};
 use crate::api::Context;
 use crate::api::agent::join_token_id;
 use crate::api::caller::{Call, Peer};
@@ -113,7 +113,6 @@ async fn dialogue(
     };
     call.audit.add(|fields| fields.agent_id = Some(attested.id.to_string()));
     let svid = admit(context, &attested, &request.csr).await?;
-    log_issued(&svid, "attestation");
     tracing::info!(
         agent_id = %attested.id,
         node_attestor_type = %attested.kind,

@@ -1,14 +1,16 @@
 //! How a node becomes an agent: the AttestAgent dialogue, and the renewal of an agent's certificate.
 //! Source: `spire-server.md`, section 5. Nothing is signed before its serial number is stored.
 
+mod clones;
 mod dialogue;
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use svid_core::clock::unix_seconds;
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::{Selector, SelectorSet};
-use svid_core::x509::{PublicKey, VerifiedCsr, X509Svid};
+use svid_core::x509::{Authority, Prepared, PublicKey, VerifiedCsr, X509Svid};
 use svid_plugin_api::ServerNodeAttestor;
 use tonic::Status;
 
@@ -16,8 +18,9 @@ use crate::api::Context;
 use crate::api::caller::PeerCert;
 use crate::api::status::{self, invalid};
 use crate::ca::CaError;
-use crate::store::{NewNode, StoreError};
+use crate::store::{Admitted, Answered, NewNode, StoreError};
 
+pub use clones::Clones;
 pub use dialogue::serve;
 
 /// The type of join token payloads. They are handled here, whether configured or not, as in SPIRE.
@@ -91,7 +94,8 @@ fn check_id(trust_domain: &TrustDomain, attested: &Attested) -> Result<(), Statu
     Ok(())
 }
 
-/// Prepares the SVID, stores its serial number together with the node, and only then signs.
+/// Prepares the SVID, stores its serial number together with the node, and only then signs. An answer that got lost is
+/// given again: the same certificate, signed once more.
 async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X509Svid, Status> {
     check_id(&context.trust_domain, attested)?;
     let selectors = selectors(attested, context.agent_spiffe_id_as_selector)?;
@@ -99,7 +103,7 @@ async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X50
     let now = context.clock.now();
     let snapshot = context.ca.snapshot();
     let authority = snapshot.x509_authority(now).map_err(|error| sign_failed(&error))?;
-    let prepared = context.ca.prepare_agent_x509(authority, &attested.id, key, now);
+    let prepared = context.ca.prepare_agent_x509(authority, &attested.id, key.clone(), now);
     let prepared = prepared.map_err(|error| sign_failed(&error))?;
     let node = NewNode {
         id: attested.id.clone(),
@@ -108,13 +112,55 @@ async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X50
         expires_at: unix_seconds(prepared.life().not_after),
         can_reattest: attested.can_reattest,
         selectors,
+        key_hash: sha256(key.spki()),
     };
     let stored = match &attested.join_token {
         Some(token) => context.store.attest_with_join_token(token, node, unix_seconds(now)).await,
         None => context.store.attest_node(node, unix_seconds(now)).await,
     };
-    stored.map_err(|error| not_stored(&error))?;
-    prepared.sign().map_err(|error| sign_failed(&error.into()))
+    let (prepared, why) = match stored.map_err(|error| not_stored(&error))? {
+        Admitted::New => (prepared, "attestation"),
+        Admitted::Again(answer) => {
+            if is_used(context, &attested.id) {
+                return Err(not_stored(&used_up(attested)));
+            }
+            (again(context, authority, &attested.id, key, &answer)?, "lost answer")
+        }
+    };
+    let svid = prepared.sign().map_err(|error| sign_failed(&error.into()))?;
+    log_issued(&svid, why);
+    Ok(svid)
+}
+
+/// The certificate was used a moment ago, which may not be in the database yet.
+fn is_used(context: &Context, agent: &SpiffeId) -> bool {
+    context.directory.node(agent).is_some_and(|node| node.used)
+}
+
+fn used_up(attested: &Attested) -> StoreError {
+    match attested.join_token {
+        Some(_) => StoreError::TokenUnknown,
+        None => StoreError::CannotReattest,
+    }
+}
+
+fn again<'a>(
+    context: &Context,
+    authority: &'a Authority,
+    agent: &SpiffeId,
+    key: PublicKey,
+    answer: &Answered,
+) -> Result<Prepared<'a>, Status> {
+    let Answered { serial, answered_at, expires_at } = answer;
+    let prepared =
+        context.ca.prepare_agent_x509_again(authority, agent, key, serial, *answered_at, *expires_at);
+    prepared.map_err(|error| sign_failed(&error))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }
 
 fn not_stored(error: &StoreError) -> Status {
@@ -129,10 +175,11 @@ fn not_stored(error: &StoreError) -> Status {
     }
 }
 
-/// A new SVID for an agent that has one. The old one stays good until the new one is used.
+/// A new SVID for an agent that has one. The old one stays good until the new one is used. `seen` is the next serial
+/// number that the node had when the call came in, or empty.
 /// # Errors
-/// SPIRE's statuses.
-pub async fn renew(context: &Context, caller: &PeerCert, csr: &[u8]) -> Result<X509Svid, Status> {
+/// SPIRE's statuses; `Unavailable` if another renewal was answered meanwhile.
+pub async fn renew(context: &Context, caller: &PeerCert, seen: &str, csr: &[u8]) -> Result<X509Svid, Status> {
     let agent = &caller.id;
     let key = csr_key(csr)?;
     let now = context.clock.now();
@@ -142,7 +189,7 @@ pub async fn renew(context: &Context, caller: &PeerCert, csr: &[u8]) -> Result<X
     let prepared = prepared.map_err(|error| sign_failed(&error))?;
     let expires_at = unix_seconds(prepared.life().not_after);
     let stored =
-        context.store.renew_node(agent, &caller.serial, &prepared.serial_decimal(), expires_at).await;
+        context.store.renew_node(agent, &caller.serial, seen, &prepared.serial_decimal(), expires_at).await;
     stored.map_err(|error| match error {
         StoreError::Banned => Status::permission_denied("failed to update agent: agent is banned"),
         error => status::store_or_not_found("failed to update agent", "agent not found", &error),

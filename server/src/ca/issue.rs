@@ -130,18 +130,45 @@ impl Ca {
         public_key: PublicKey,
         now: SystemTime,
     ) -> Result<Prepared<'a>, CaError> {
-        let template = LeafTemplate {
+        let prepared = authority.prepare(self.agent_template(id, public_key, None), now)?;
+        // The signature that follows fails only with the process.
+        self.metrics.x509_svid.add(1);
+        Ok(prepared)
+    }
+
+    /// The same agent's SVID again, for an answer that was lost: number and life are those that were stored.
+    /// # Errors
+    /// [`CaError::Issue`].
+    pub fn prepare_agent_x509_again<'a>(
+        &self,
+        authority: &'a Authority,
+        id: &SpiffeId,
+        public_key: PublicKey,
+        serial_decimal: &str,
+        then: i64,
+        not_after: i64,
+    ) -> Result<Prepared<'a>, CaError> {
+        let template = self.agent_template(id, public_key, expiry(not_after));
+        let prepared =
+            authority.prepare_again(template, serial_decimal, expiry(then).ok_or(IssueError::Time)?)?;
+        self.metrics.x509_svid.add(1);
+        Ok(prepared)
+    }
+
+    fn agent_template(
+        &self,
+        id: &SpiffeId,
+        public_key: PublicKey,
+        not_after_limit: Option<SystemTime>,
+    ) -> LeafTemplate {
+        LeafTemplate {
             id: id.clone(),
             public_key,
             ttl: self.config.agent_svid_ttl(),
             dns_names: Vec::new(),
             subject: Subject::Spire,
-            not_after_limit: None,
-        };
-        let prepared = authority.prepare(template, now)?;
-        // The signature that follows fails only with the process.
-        self.metrics.x509_svid.add(1);
-        Ok(prepared)
+            not_after_limit,
+        }
     }
 
     /// Signs an X509-SVID without an entry, with the names and the subject of its CSR.

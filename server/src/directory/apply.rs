@@ -114,6 +114,7 @@ impl State {
             None => {
                 self.remove_node(id);
                 self.promoted.remove(id);
+                self.used.remove(id);
                 open.iter().for_each(|watch| watch.end(EndReason::Evicted));
             }
             Some(node) => {

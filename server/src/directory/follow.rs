@@ -1,8 +1,10 @@
 //! The task that follows the log, lets time pass, and writes promotions behind.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use svid_core::id::SpiffeId;
 use tokio::sync::watch;
 
@@ -23,6 +25,10 @@ const MIN_RETRY: Duration = Duration::from_millis(100);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the clock is looked at. Together with the work itself well within a second.
 const TICK: Duration = Duration::from_millis(250);
+/// Promotions that are written at a time.
+const PROMOTIONS_AT_ONCE: usize = 64;
+/// Certificates that one transaction notes as used.
+const USED_AT_ONCE: usize = 500;
 
 /// The directory's task, to be spawned.
 pub struct DirectoryTask {
@@ -80,19 +86,19 @@ async fn tick(shared: &Shared) {
 async fn write_behind(shared: &Shared) {
     let mut failed = false;
     loop {
-        let waiting: Vec<(SpiffeId, String)> = {
+        let (waiting, used) = {
             let state = shared.read();
-            state.promoted.iter().map(|(id, serial)| (id.clone(), serial.clone())).collect()
+            (pairs(&state.promoted, usize::MAX), pairs(&state.used, USED_AT_ONCE))
         };
-        if waiting.is_empty() {
+        if waiting.is_empty() && used.is_empty() {
             shared.promotions.notified().await;
             continue;
         }
-        match store_promotions(shared, waiting).await {
+        match write_waiting(shared, waiting, used).await {
             Ok(()) => failed = false,
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(%error, "Serial numbers of renewed agents are not stored yet");
+                    tracing::warn!(%error, "That agents use new certificates is not stored yet");
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -101,14 +107,44 @@ async fn write_behind(shared: &Shared) {
 }
 
 async fn store_promotions(shared: &Shared, waiting: Vec<(SpiffeId, String)>) -> Result<(), StoreError> {
-    for (id, serial) in waiting {
+    // Those that wait together share a transaction.
+    let store = async |(id, serial): (SpiffeId, String)| {
         shared.store.activate_serial(&id, &serial).await?;
         let mut state = shared.write();
         if state.promoted.get(&id) == Some(&serial) {
             state.promoted.remove(&id);
         }
+        Ok(())
+    };
+    futures_util::stream::iter(waiting.into_iter().map(Ok))
+        .try_for_each_concurrent(PROMOTIONS_AT_ONCE, store)
+        .await
+}
+
+async fn store_used(shared: &Shared, used: Vec<(SpiffeId, String)>) -> Result<(), StoreError> {
+    shared.store.mark_used(used.clone()).await?;
+    let mut state = shared.write();
+    for (id, serial) in used {
+        if state.used.get(&id) == Some(&serial) {
+            state.used.remove(&id);
+        }
     }
     Ok(())
+}
+
+async fn write_waiting(
+    shared: &Shared,
+    promoted: Vec<(SpiffeId, String)>,
+    used: Vec<(SpiffeId, String)>,
+) -> Result<(), StoreError> {
+    if !used.is_empty() {
+        store_used(shared, used).await?;
+    }
+    store_promotions(shared, promoted).await
+}
+
+fn pairs(from: &HashMap<SpiffeId, String>, limit: usize) -> Vec<(SpiffeId, String)> {
+    from.iter().take(limit).map(|(id, serial)| (id.clone(), serial.clone())).collect()
 }
 
 fn timed_out() -> StoreError {
@@ -157,7 +193,11 @@ impl Shared {
         }
         let mut fresh = State::new(&self.trust_domain);
         // A promotion that is not written yet still holds; loading a node looks for it.
-        fresh.promoted = self.read().promoted.clone();
+        {
+            let state = self.read();
+            fresh.promoted = state.promoted.clone();
+            fresh.used = state.used.clone();
+        }
         let cursor = self.store.load(&mut fresh).await?;
         fresh.loaded(cursor);
         let mut state = self.write();

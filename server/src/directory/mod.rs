@@ -189,6 +189,15 @@ impl Directory {
         self.0.read().node(id)
     }
 
+    /// Nodes of which a copy may exist and that are not banned, in order of attestation.
+    pub fn suspected_nodes(&self) -> Vec<NodeView> {
+        let state = self.0.read();
+        let suspected = state.nodes_by_row.values().filter(|id| {
+            state.nodes.get(*id).is_some_and(|node| node.suspected_at > 0 && node.serial != Serial::Banned)
+        });
+        suspected.filter_map(|id| state.node(id)).collect()
+    }
+
     /// How many nodes match.
     pub fn count_nodes(&self, filter: &NodeFilter) -> usize {
         self.0.read().count_nodes(filter)
@@ -214,18 +223,39 @@ impl Directory {
         if not_after < now {
             return Err(AgentDenied::Expired);
         }
-        let is_next = {
+        let (is_next, used) = {
             let state = self.0.read();
             let node = state.nodes.get(id).ok_or(AgentDenied::NotAttested)?;
             match &node.serial {
                 Serial::Banned => return Err(AgentDenied::Banned),
                 Serial::Active { current, .. } if current == serial => {
-                    return Ok(AgentOk { can_reattest: node.can_reattest, promoted: false });
+                    (false, Some((node.used, node.can_reattest)))
                 }
-                Serial::Active { next, .. } => next.as_ref().is_some_and(|(next, _)| next == serial),
+                Serial::Active { next, .. } => (next.as_ref().is_some_and(|(next, _)| next == serial), None),
             }
         };
-        if is_next { self.promote(id, serial) } else { Err(AgentDenied::NotActive) }
+        match used {
+            None if is_next => self.promote(id, serial),
+            None => Err(AgentDenied::NotActive),
+            Some((is_used, can_reattest)) => {
+                if !is_used {
+                    self.note_use(id, serial);
+                }
+                Ok(AgentOk { can_reattest, promoted: false })
+            }
+        }
+    }
+
+    /// The first call with a certificate: from now on its answer is not given again, and older ones are suspicious.
+    fn note_use(&self, id: &SpiffeId, serial: &str) {
+        let mut state = self.0.write();
+        let Some(node) = state.nodes.get_mut(id).filter(|node| node.is_current(serial) && !node.used) else {
+            return;
+        };
+        node.used = true;
+        state.used.insert(id.clone(), serial.to_owned());
+        drop(state);
+        self.0.promotions.notify_one();
     }
 
     /// Between the two locks the node may have changed, so everything is asked again.

@@ -39,6 +39,9 @@ pub(super) struct NodeSlot {
     pub(super) agent_version: Box<str>,
     /// Numbers of selectors, sorted.
     pub(super) selectors: Box<[u32]>,
+    /// The current certificate was seen in use.
+    pub(super) used: bool,
+    pub(super) suspected_at: i64,
 }
 
 impl NodeSlot {
@@ -50,6 +53,10 @@ impl NodeSlot {
         }
     }
 
+    pub(super) fn is_current(&self, serial: &str) -> bool {
+        matches!(&self.serial, Serial::Active { current, .. } if current == serial)
+    }
+
     /// Makes `serial` the current one if it is the next one.
     pub(super) fn promote(&mut self, serial: &str) -> bool {
         let Serial::Active { current, next } = &mut self.serial else { return false };
@@ -57,6 +64,7 @@ impl NodeSlot {
             Some((next, ends)) => {
                 *current = next;
                 self.expires_at = ends;
+                self.used = true;
                 true
             }
             None => false,
@@ -85,6 +93,8 @@ pub(super) struct State {
     pub(super) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     /// Promotions that hold in memory and are not in the database yet.
     pub(super) promoted: HashMap<SpiffeId, String>,
+    /// Current serial numbers that were seen in use, which is not in the database yet.
+    pub(super) used: HashMap<SpiffeId, String>,
     pub(super) recent: VecDeque<(u64, Recent)>,
     /// `recent` is complete from here on, exclusive.
     pub(super) recent_from: u64,
@@ -112,6 +122,7 @@ impl State {
             attestors: HashSet::new(),
             bundles: BTreeMap::new(),
             promoted: HashMap::new(),
+            used: HashMap::new(),
             recent: VecDeque::new(),
             recent_from: 0,
         }
@@ -231,6 +242,8 @@ impl State {
             can_reattest: node.can_reattest,
             agent_version: node.agent_version.into(),
             selectors: self.selectors.acquire(&node.selectors),
+            used: node.used,
+            suspected_at: node.suspected_at,
         };
         // The row is older than the promotion if it still has that serial as its next one.
         if let Some(serial) = self.promoted.get(&node.id)
@@ -238,6 +251,7 @@ impl State {
         {
             self.promoted.remove(&node.id);
         }
+        slot.used |= self.used.get(&node.id).is_some_and(|serial| slot.is_current(serial));
         self.nodes_by_row.insert(node.row, node.id.clone());
         self.nodes.insert(node.id, slot);
     }
@@ -278,6 +292,8 @@ impl State {
             can_reattest: slot.can_reattest,
             agent_version: slot.agent_version.to_string(),
             selectors: self.selectors.set(slot.selectors.iter().copied()),
+            used: slot.used,
+            suspected_at: slot.suspected_at,
         })
     }
 }

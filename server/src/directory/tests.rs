@@ -54,6 +54,8 @@ fn node(path: &str, facts: &str) -> Node {
         can_reattest: true,
         agent_version: String::new(),
         selectors: selectors(facts),
+        used: true,
+        suspected_at: 0,
     }
 }
 
@@ -192,6 +194,7 @@ impl Rig {
             expires_at: 1000,
             can_reattest: true,
             selectors: selectors(facts),
+            key_hash: [1; 32],
         };
         self.store.attest_node(node, 100).await.unwrap();
     }
@@ -335,7 +338,7 @@ async fn agents_are_checked() {
     assert_eq!(check("1"), ok(false));
     assert_eq!(check("2"), Err(AgentDenied::NotActive));
     assert_eq!(rig.directory.check_agent(&id(A), "1", 99, 100), Err(AgentDenied::Expired));
-    rig.store.renew_node(&id(A), "1", "2", 2000).await.unwrap();
+    rig.store.renew_node(&id(A), "1", "", "2", 2000).await.unwrap();
     assert_eq!(check("1"), ok(false), "the old certificate is good until the new one is seen");
     assert_eq!(check("2"), ok(true));
     assert_eq!(check("2"), ok(false));

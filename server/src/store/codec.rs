@@ -19,7 +19,7 @@ macro_rules! entry_columns {
 macro_rules! node_columns {
     () => {
         "row, spiffe_id, attestation_type, serial, expires_at, new_serial, new_expires_at, can_reattest, \
-         agent_version, selectors"
+         agent_version, selectors, serial = used_serial, suspected_at"
     };
 }
 pub(super) use {entry_columns, node_columns};
@@ -142,6 +142,8 @@ pub(super) fn node_from_row(row: &Row) -> Result<Node, StoreError> {
         can_reattest: row.get(7)?,
         agent_version: row.get(8)?,
         selectors: selectors_from(&selectors)?,
+        used: row.get(10)?,
+        suspected_at: row.get(11)?,
     })
 }
 

@@ -10,7 +10,9 @@ use svid_core::entry::EntrySpec;
 use svid_core::selector::{Selector, SelectorSet};
 
 use super::*;
+use answers::*;
 
+mod answers;
 mod postgres;
 
 fn td() -> TrustDomain {
@@ -60,6 +62,7 @@ fn new_node(path: &str, serial: &str) -> NewNode {
         expires_at: 1000,
         can_reattest: true,
         selectors: selectors(&["x509pop:cn:a"]),
+        key_hash: [0; 32],
     }
 }
 
@@ -107,7 +110,12 @@ cases!(
     the_log_tells_all,
     servers_claim_ids,
     servers_are_listed,
-    clocks_agree
+    clocks_agree,
+    a_lost_answer_is_given_again,
+    an_answer_ends_with_its_first_use,
+    proofs_of_one_use_without_a_token,
+    renewals_in_flight,
+    old_certificates_are_noticed,
 );
 
 async fn entries_are_created_once(store: Store) {
@@ -176,8 +184,11 @@ async fn entries_change(store: Store) {
 }
 
 async fn one_token_one_node(store: Store) {
-    let node =
-        |n: usize| NewNode { can_reattest: false, ..new_node("/spire/agent/join_token/t", &n.to_string()) };
+    let node = |n: u8| NewNode {
+        can_reattest: false,
+        key_hash: [n; 32],
+        ..new_node("/spire/agent/join_token/t", &n.to_string())
+    };
     let alias = EntrySpec { parent_id: id("/spire/agent/join_token/t"), ..spec("/nodes/t") };
     store.create_join_token("t", 100, Some(item(Some("alias"), alias)), 7).await.unwrap();
     assert_eq!(refusal(store.create_join_token("t", 100, None, 7).await), "join token already exists");
@@ -193,7 +204,10 @@ async fn one_token_one_node(store: Store) {
     let mut won = 0;
     for task in tasks {
         match task.await.unwrap() {
-            Ok(()) => won += 1,
+            Ok(admitted) => {
+                assert_eq!(admitted, Admitted::New);
+                won += 1;
+            }
             Err(error) => assert!(matches!(error, StoreError::TokenUnknown), "{error}"),
         }
     }
@@ -220,7 +234,7 @@ async fn one_token_one_node(store: Store) {
 async fn bans_win(store: Store) {
     let agent = id("/spire/agent/x509pop/a");
     store.attest_node(new_node("/spire/agent/x509pop/a", "1"), 5).await.unwrap();
-    store.renew_node(&agent, "1", "2", 2000).await.unwrap();
+    store.renew_node(&agent, "1", "", "2", 2000).await.unwrap();
     let node = store.node(&agent).await.unwrap().unwrap();
     assert_eq!(node.serial, Serial::Active { current: "1".into(), next: Some(("2".into(), 2000)) });
     assert!(!store.activate_serial(&agent, "3").await.unwrap());
@@ -228,16 +242,16 @@ async fn bans_win(store: Store) {
     let node = store.node(&agent).await.unwrap().unwrap();
     assert_eq!((node.serial, node.expires_at), (Serial::Active { current: "2".into(), next: None }, 2000));
     // Who was replaced gets nothing more, whatever it was asked for before.
-    assert!(store.renew_node(&agent, "1", "9", 9000).await.is_err());
-    store.renew_node(&agent, "2", "2b", 2500).await.unwrap();
+    assert!(store.renew_node(&agent, "1", "", "9", 9000).await.is_err());
+    store.renew_node(&agent, "2", "", "2b", 2500).await.unwrap();
     // A caller with the next certificate uses it, even if that was not written yet.
-    store.renew_node(&agent, "2b", "3", 3000).await.unwrap();
+    store.renew_node(&agent, "2b", "2b", "3", 3000).await.unwrap();
     let node = store.node(&agent).await.unwrap().unwrap();
     assert_eq!(node.serial, Serial::Active { current: "2b".into(), next: Some(("3".into(), 3000)) });
     assert_eq!(node.expires_at, 2500);
     store.ban_node(&agent).await.unwrap();
     assert!(!store.activate_serial(&agent, "3").await.unwrap());
-    assert!(store.renew_node(&agent, "3", "4", 4000).await.is_err());
+    assert!(store.renew_node(&agent, "3", "", "4", 4000).await.is_err());
     assert!(matches!(
         store.attest_node(new_node("/spire/agent/x509pop/a", "5"), 5).await,
         Err(StoreError::Banned)

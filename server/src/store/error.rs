@@ -37,6 +37,9 @@ pub enum StoreError {
     /// The node is banned: it may neither attest nor renew.
     #[error("agent is banned")]
     Banned,
+    /// Another renewal of the node was answered while this one waited.
+    #[error("another renewal of the agent overtook this one")]
+    Overtaken,
     /// The node is attested already, and its attestor trusts only the first use of its proof.
     #[error("attestation data has already been used to attest an agent")]
     CannotReattest,

@@ -127,7 +127,7 @@ pub(super) fn outcome<T>(result: &Result<T, StoreError>) -> &'static str {
         }
         Err(StoreError::BundleInUse(_)) => "FailedPrecondition",
         Err(StoreError::Banned) => "PermissionDenied",
-        Err(StoreError::Unavailable(_) | StoreError::Closed) => "Unavailable",
+        Err(StoreError::Unavailable(_) | StoreError::Closed | StoreError::Overtaken) => "Unavailable",
         Err(_) => "Internal",
     }
 }

@@ -3,6 +3,7 @@
 //! Every write to entries, nodes, bundles and federation appends to the change log in the same transaction
 //! (`writer`); a [`Directory`](crate::directory::Directory) follows the log (`log`).
 
+mod answers;
 mod bundles;
 mod codec;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use svid_core::entry::{Entry, EntryId};
 use svid_core::id::{SpiffeId, TrustDomain};
 use tokio::sync::{Mutex, mpsc, watch};
 
+pub use answers::{Admitted, Answered};
 pub use error::StoreError;
 pub use housekeeping::{HousekeepingOptions, housekeeping, sweep};
 pub use log::LoadSink;
@@ -41,6 +43,7 @@ pub use servers::{
 };
 pub use types::*;
 
+use answers::{MarkUsed, SuspectClone};
 use bundles::{Expect, Put};
 use codec::{node_columns, node_from_row};
 use db::{Conn, Connector, Row, Sql, Value, args};
@@ -237,7 +240,8 @@ impl Store {
         self.counted(Operation::TokenCreate, work).await
     }
 
-    /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds.
+    /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds, and may
+    /// ask again for its answer.
     /// # Errors
     /// [`StoreError::TokenUnknown`], [`StoreError::TokenExpired`], [`StoreError::Banned`]; the token is kept.
     pub async fn attest_with_join_token(
@@ -245,7 +249,7 @@ impl Store {
         token: &str,
         node: NewNode,
         now: i64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Admitted, StoreError> {
         let work = async { self.write(Attest { node, token: Some(token.to_owned()), now }).await? };
         // Consuming the token and creating the node is one transaction here, two calls in SPIRE's numbers.
         self.counted(Operation::NodeCreate, self.counted(Operation::TokenDelete, work)).await
@@ -254,25 +258,63 @@ impl Store {
     /// Creates the node, or gives one that attests again its new certificate and selectors.
     /// # Errors
     /// [`StoreError::Banned`]; [`StoreError::CannotReattest`] for a known node whose proof is good for one use.
-    pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<(), StoreError> {
+    pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<Admitted, StoreError> {
         self.counted(Operation::NodeCreate, async { self.write(Attest { node, token: None, now }).await? })
             .await
     }
 
     /// Notes a renewal that was asked for with the certificate `caller`, which stays good until the new one is first
-    /// seen.
+    /// seen. `seen` is the node's next serial number when the call came in, or empty: in its place, and no other's, the
+    /// new one comes.
     /// # Errors
-    /// [`StoreError::NotFound`] if the node is gone or banned, or `caller` is not one of its certificates any more.
+    /// [`StoreError::NotFound`] if the node is gone or banned, or `caller` is not one of its certificates any more;
+    /// [`StoreError::Overtaken`] if another renewal was answered meanwhile.
     pub async fn renew_node(
         &self,
         id: &SpiffeId,
         caller: &str,
+        seen: &str,
         serial: &str,
         expires_at: i64,
     ) -> Result<(), StoreError> {
-        let change =
-            NodeChange::Renew { caller: caller.to_owned(), serial: serial.to_owned(), ends: expires_at };
-        self.counted(Operation::NodeUpdate, self.require_node(id, change)).await
+        let change = NodeChange::Renew {
+            caller: caller.to_owned(),
+            seen: seen.to_owned(),
+            serial: serial.to_owned(),
+            ends: expires_at,
+        };
+        let work = async {
+            if self.write(ChangeNode { id: id.clone(), change }).await? {
+                return Ok(());
+            }
+            match self.node(id).await?.map(|node| node.serial) {
+                Some(Serial::Active { current, .. }) if current == caller => Err(StoreError::Overtaken),
+                _ => Err(StoreError::NotFound("agent")),
+            }
+        };
+        self.counted(Operation::NodeUpdate, work).await
+    }
+
+    /// Notes that certificates were seen in use, by IDs and serial numbers; those that are not current any more are
+    /// left out.
+    /// # Errors
+    /// Only the database's.
+    pub async fn mark_used(&self, seen: Vec<(SpiffeId, String)>) -> Result<(), StoreError> {
+        self.write(MarkUsed(seen)).await
+    }
+
+    /// Notes that a certificate of a node showed up that is neither its current nor its next one, if the current one was
+    /// in use before. `is_known`: this process saw it in use. False if it was not, and for a banned node.
+    /// # Errors
+    /// Only the database's.
+    pub async fn suspect_clone(
+        &self,
+        id: &SpiffeId,
+        serial: &str,
+        is_known: bool,
+        now: i64,
+    ) -> Result<bool, StoreError> {
+        self.write(SuspectClone { id: id.clone(), serial: serial.to_owned(), is_known, now }).await
     }
 
     /// The next serial number becomes the current one, if it still is the next. True if it did.

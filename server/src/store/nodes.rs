@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use svid_core::id::SpiffeId;
 
+use super::answers::{self, ANSWER_SECONDS, Admitted};
 use super::codec::{json, node_columns, node_from_row, selectors_json};
 use super::db::{Sql, args};
 use super::entries::{self, Outcome, Prepared};
@@ -54,11 +55,13 @@ macro_rules! save_node {
     ($alias:literal, $unless:literal) => {
         concat!(
             "INSERT INTO svid_nodes
-                 (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, alias_entry)
-             SELECT $1, $2, $3, $4, $5, $6, ",
+                 (spiffe_id, attestation_type, serial, expires_at, can_reattest, selectors, answer_key,
+                  answer_serial, answered_at, answer_until, alias_entry)
+             SELECT $1, $2, $3, $4, $5, $6, $9, $3, $8, ",
             $alias,
             " ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = $2, serial = $3, expires_at = $4,
-                 new_serial = '', new_expires_at = 0, can_reattest = $5, selectors = $6,
+                 new_serial = '', new_expires_at = 0, can_reattest = $5, selectors = $6, answer_key = $9,
+                 answer_serial = $3, answered_at = $8, answer_until = excluded.answer_until,
                  alias_entry = coalesce(excluded.alias_entry, svid_nodes.alias_entry)
              WHERE svid_nodes.serial != ''",
             $unless
@@ -67,10 +70,14 @@ macro_rules! save_node {
 }
 
 /// Without a token a known node is only saved again if its kind of proof may be given twice.
-const SAVE: &str = save_node!("NULL WHERE true", " AND $5");
+const SAVE: &str = save_node!("$10, NULL WHERE true", " AND $5");
 macro_rules! save_with_token {
     () => {
-        save_node!("alias_entry FROM svid_join_tokens WHERE token = $7 AND expires_at > $8", "")
+        save_node!(
+            "CASE WHEN expires_at < $10 THEN expires_at ELSE $10 END, alias_entry FROM svid_join_tokens
+             WHERE token = $7 AND expires_at > $8",
+            ""
+        )
     };
 }
 /// The token goes if and only if the node was saved: of any number of attestations with one token, one sees its row,
@@ -86,12 +93,12 @@ const SAVE_AND_CONSUME: Sql = Sql::each(
 
 #[async_trait]
 impl Write for Attest {
-    type Out = Result<(), StoreError>;
+    type Out = Result<Admitted, StoreError>;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Out, StoreError> {
         let replaced = self.replaced_alias(tx).await?;
         let sql = if self.token.is_some() { SAVE_AND_CONSUME } else { SAVE.into() };
         let node = &self.node;
-        let selectors = selectors_json(&node.selectors)?;
+        let (selectors, key) = (selectors_json(&node.selectors)?, hex::encode(node.key_hash));
         let args = args![
             node.id.as_str(),
             &node.attestation_type,
@@ -101,19 +108,32 @@ impl Write for Attest {
             &selectors,
             self.token.as_deref(),
             self.now,
+            &key,
+            self.now.saturating_add(ANSWER_SECONDS),
         ];
         if tx.conn.execute(sql, args).await? == 0 {
-            return self.refusal(tx).await.map(Err);
+            return self.not_saved(tx).await;
         }
         tx.log(Kind::Node, self.node.id.as_str());
         if let Some(alias) = replaced {
             entries::delete(tx, &json(&[alias])?).await?;
         }
-        Ok(Ok(()))
+        Ok(Ok(Admitted::New))
     }
 }
 
 impl Attest {
+    /// Nothing was saved: the proof is used up. Whoever used it may ask again for an answer that got lost.
+    async fn not_saved(&self, tx: &mut Tx<'_>) -> Result<Result<Admitted, StoreError>, StoreError> {
+        match self.refusal(tx).await? {
+            refusal @ (StoreError::TokenUnknown | StoreError::CannotReattest) => {
+                let answered = answers::answered(tx, &self.node, self.now).await?;
+                Ok(answered.map(Admitted::Again).ok_or(refusal))
+            }
+            refusal => Ok(Err(refusal)),
+        }
+    }
+
     /// The alias entry of a known node in whose place the token's comes: nothing would delete it with the node.
     async fn replaced_alias(&self, tx: &mut Tx<'_>) -> Result<Option<String>, StoreError> {
         let Some(token) = &self.token else { return Ok(None) };
@@ -147,9 +167,11 @@ pub(super) struct ChangeNode {
 pub(super) enum NodeChange {
     /// The next serial number and the end of its certificate, for who called with `caller`. Refused for a banned node
     /// and for a caller whose certificate another one has replaced meanwhile. A caller with the next certificate has
-    /// it in use: it becomes the current one, whether or not that was written before.
+    /// it in use: it becomes the current one, whether or not that was written before. `seen` was the next one when the
+    /// call came in: a call that was held up does not undo a renewal that was answered meanwhile.
     Renew {
         caller: String,
+        seen: String,
         serial: String,
         ends: i64,
     },
@@ -161,11 +183,11 @@ pub(super) enum NodeChange {
 
 const RENEW: &str = "UPDATE svid_nodes SET
          expires_at = CASE WHEN new_serial = $4 THEN new_expires_at ELSE expires_at END,
-         serial = CASE WHEN new_serial = $4 THEN new_serial ELSE serial END, new_serial = $2, new_expires_at = $3
-     WHERE spiffe_id = $1 AND serial != '' AND $4 IN (serial, new_serial)";
+         serial = $4, used_serial = $4, new_serial = $2, new_expires_at = $3
+     WHERE spiffe_id = $1 AND serial != '' AND $4 IN (serial, new_serial) AND new_serial IN ('', $4, $5)";
 const ACTIVATE: &str =
-    "UPDATE svid_nodes SET serial = new_serial, expires_at = new_expires_at, new_serial = '',
-         new_expires_at = 0
+    "UPDATE svid_nodes SET serial = new_serial, used_serial = new_serial, expires_at = new_expires_at,
+         new_serial = '', new_expires_at = 0
      WHERE spiffe_id = $1 AND new_serial = $2 AND serial != ''";
 const BAN: &str =
     "UPDATE svid_nodes SET serial = '', new_serial = '', new_expires_at = 0 WHERE spiffe_id = $1";
@@ -178,8 +200,8 @@ impl Write for ChangeNode {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
         let id = self.id.as_str();
         let changed = match &self.change {
-            NodeChange::Renew { caller, serial, ends } => {
-                tx.conn.execute(RENEW, args![id, serial, *ends, caller]).await?
+            NodeChange::Renew { caller, seen, serial, ends } => {
+                tx.conn.execute(RENEW, args![id, serial, *ends, caller, seen]).await?
             }
             NodeChange::Activate(serial) => tx.conn.execute(ACTIVATE, args![id, serial]).await?,
             NodeChange::Ban => tx.conn.execute(BAN, args![id]).await?,
@@ -209,7 +231,7 @@ impl Write for DeleteNode {
             return Ok(None);
         };
         tx.log(Kind::Node, self.0.as_str());
-        if let Some(alias) = row.get::<Option<String>>(10)? {
+        if let Some(alias) = row.get::<Option<String>>(12)? {
             entries::delete(tx, &json(&[alias])?).await?;
         }
         node_from_row(&row).map(Some)

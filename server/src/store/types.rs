@@ -305,6 +305,11 @@ pub struct Node {
     pub agent_version: String,
     /// Facts the attestor found.
     pub selectors: SelectorSet,
+    /// The current certificate was seen in use.
+    pub used: bool,
+    /// Unix seconds: when an old certificate was last used after its successor, which a copy of the agent's data would
+    /// do; 0 for never.
+    pub suspected_at: i64,
 }
 
 /// What attestation found out about a node.
@@ -317,6 +322,8 @@ pub struct NewNode {
     pub expires_at: i64,
     pub can_reattest: bool,
     pub selectors: SelectorSet,
+    /// SHA-256 of the public key in DER: who may ask again for an answer that got lost.
+    pub key_hash: [u8; 32],
 }
 
 /// What happens to entries that federate with a bundle that is deleted.

@@ -7,6 +7,7 @@ mod crash_server;
 mod files;
 mod full_disk;
 mod life;
+mod lost_answers;
 mod outside;
 
 use svid_tests::pki::{TestCa, TestCert};

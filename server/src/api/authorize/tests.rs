@@ -101,6 +101,7 @@ async fn attest(store: &Store, path: &str) {
         expires_at: END,
         can_reattest: false,
         selectors: Default::default(),
+        key_hash: [1; 32],
     };
     store.attest_node(node, NOW).await.unwrap();
 }
