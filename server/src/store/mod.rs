@@ -4,6 +4,7 @@
 //! (`writer`); a [`Directory`](crate::directory::Directory) follows the log (`log`).
 
 mod answers;
+mod attest_batch;
 mod bundles;
 mod codec;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use servers::{
 pub use types::*;
 
 use answers::{MarkUsed, SuspectClone};
+use attest_batch::Attestations;
 use bundles::{Expect, Put};
 use codec::{node_columns, node_from_row};
 use db::{Conn, Connector, Row, Sql, Value, args};
@@ -61,6 +63,7 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Shared {
     jobs: mpsc::Sender<Box<dyn writer::Job>>,
+    attestations: Attestations,
     reads: Readers,
     connector: Connector,
     /// The connection that reads the change log after each commit.
@@ -88,6 +91,7 @@ impl Store {
         tokio::spawn(Writer::new(writes, conn, queue, committed.clone()).run());
         let shared = Shared {
             jobs,
+            attestations: Attestations::default(),
             reads: Readers::new(reads.clone(), pool),
             connector: reads,
             follower: Mutex::new(None),
@@ -250,7 +254,7 @@ impl Store {
         node: NewNode,
         now: i64,
     ) -> Result<Admitted, StoreError> {
-        let work = async { self.write(Attest { node, token: Some(token.to_owned()), now }).await? };
+        let work = self.attest(Attest { node, token: Some(token.to_owned()), now });
         // Consuming the token and creating the node is one transaction here, two calls in SPIRE's numbers.
         self.counted(Operation::NodeCreate, self.counted(Operation::TokenDelete, work)).await
     }
@@ -259,8 +263,32 @@ impl Store {
     /// # Errors
     /// [`StoreError::Banned`]; [`StoreError::CannotReattest`] for a known node whose proof is good for one use.
     pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<Admitted, StoreError> {
-        self.counted(Operation::NodeCreate, async { self.write(Attest { node, token: None, now }).await? })
-            .await
+        self.counted(Operation::NodeCreate, self.attest(Attest { node, token: None, now })).await
+    }
+
+    /// Attestations that wait together share a statement, not only a transaction.
+    async fn attest(&self, op: Attest) -> Result<Admitted, StoreError> {
+        let (job, answer) = self.0.attestations.queue(op);
+        if let Some(job) = job {
+            self.send_for_all(job);
+        }
+        let Committed { out, seq } = answer.await.map_err(|_| StoreError::Closed)??;
+        if seq > 0 {
+            self.wait_applied(seq).await;
+        }
+        out
+    }
+
+    /// Sends a job that others wait for as well, whether or not this caller stays.
+    fn send_for_all(&self, job: Box<dyn writer::Job>) {
+        let shared = self.0.clone();
+        match shared.jobs.try_send(job) {
+            // One that cannot be sent tells those who wait.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(job)) => {
+                tokio::spawn(async move { drop(shared.jobs.send(job).await) });
+            }
+        }
     }
 
     /// Notes a renewal that was asked for with the certificate `caller`, which stays good until the new one is first

@@ -106,11 +106,25 @@ async fn agents_are_prepared_before_they_are_signed() {
     let (now, snapshot) = (hands.now(), ca.snapshot());
     let id = "spiffe://example.org/spire/agent/join_token/x".parse().unwrap();
     let authority = snapshot.x509_authority(now).unwrap();
-    let prepared = ca.prepare_agent_x509(authority, &id, workload_key().1, now).unwrap();
+    let (_, key) = workload_key();
+    let prepared = ca.prepare_agent_x509(authority, &id, key.clone(), now).unwrap();
     let serial = prepared.serial_decimal();
     let svid = prepared.sign().unwrap();
-    assert_eq!((svid.serial_decimal(), svid.not_after()), (serial, now + HOUR * 3));
+    assert_eq!((svid.serial_decimal(), svid.not_after()), (serial.clone(), now + HOUR * 3));
     assert_eq!(svid.leaf().subject(), "O=SPIRE,C=US");
+    // Its answer got lost: the same again later, and never longer than what was stored.
+    let [then, end] = [now, svid.not_after()].map(svid_core::clock::unix_seconds);
+    let again = |serial: &str, end| {
+        ca.prepare_agent_x509_again(authority, &id, key.clone(), serial, then, end)
+            .and_then(|p| Ok(p.sign()?))
+    };
+    let same = again(&serial, end).unwrap();
+    assert_eq!((same.serial_decimal(), same.life()), (serial.clone(), svid.life()));
+    assert_eq!(same.leaf().public_key_der(), svid.leaf().public_key_der());
+    assert_eq!(again(&serial, end - 60).unwrap().not_after(), svid.not_after() - Duration::from_secs(60));
+    for bad in ["", "0", "x", "-1"] {
+        assert!(again(bad, end).is_err(), "{bad}");
+    }
 }
 
 #[tokio::test]
