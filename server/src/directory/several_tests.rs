@@ -48,9 +48,10 @@ async fn attest(store: &Store) {
         expires_at: END,
         can_reattest: true,
         selectors: Default::default(),
+        key_hash: [1; 32],
     };
     store.attest_node(node, NOW).await.unwrap();
-    store.renew_node(&agent(), "1", "2", END).await.unwrap();
+    store.renew_node(&agent(), "1", "", "2", END).await.unwrap();
 }
 
 async fn serial_in_use(store: &Store) -> Serial {
