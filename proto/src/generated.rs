@@ -187,6 +187,11 @@ pub mod grpc {
 
 /// Our additions. A peer that lacks them answers `Unimplemented`.
 pub mod svid {
+    pub mod backup {
+        pub mod v1 {
+            include_package!("svid.backup.v1");
+        }
+    }
     pub mod status {
         pub mod v1 {
             include_package!("svid.status.v1");

@@ -5,6 +5,7 @@
 //! `*_client` modules, server traits in `*_server`; the `encoded_server` modules have the same trait
 //! with the response that carries private keys as [`Encoded`].
 
+pub mod backup;
 pub mod convert;
 mod encoded;
 mod generated;

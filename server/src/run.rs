@@ -4,6 +4,7 @@ mod error;
 mod identity;
 mod parts;
 mod presence;
+pub mod restore;
 mod telemetry;
 mod tls;
 

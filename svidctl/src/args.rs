@@ -21,6 +21,10 @@ Times are seconds since 1970 (0: unknown), *_s are seconds, names do not change 
   entry show   {entry}
   agent list   {agents[]}: id, attestation_type, serial, expires_at, remaining_s, state, can_reattest, version
   agent show   {agent, selectors[], entries[], computed_by}; each entry has admin and downstream
+  backup       {file, size, trust_domain, taken_at, server_id, server_version, epoch, seq, bundles, journals, agents,
+               entries}
+  restore      {backup, database, tables[], comes_back[], lost[], stays[], authorities[], next_start, notes[],
+               refusals[], accepted, restored}
   svid fetch   {svids[], federated_trust_domains[]}: spiffe_id, hint, chain[], bundle[]
   svid show    {items[]}: kind (certificate, certificate_request, private_key, jwt) and its facts
   svid watch   {at, svids[], federated_trust_domains[], changes[]}
@@ -89,6 +93,10 @@ pub enum Command {
     /// Attested agents
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Writes the server's whole state, as of this moment, into a file: everything but private keys and join tokens
+    Backup(BackupArgs),
+    /// Puts a backup into the database of a server that is stopped; tells first what would come of it
+    Restore(RestoreArgs),
     /// What the agent's socket gives this process, and what a file holds
     #[command(subcommand)]
     Svid(SvidCommand),
@@ -133,6 +141,41 @@ pub enum SvidCommand {
     },
     /// Prints each update of the socket until Ctrl-C
     Watch,
+}
+
+/// Where a backup goes.
+#[derive(Debug, clap::Args)]
+pub struct BackupArgs {
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// The file, or - for standard output
+    pub file: PathBuf,
+}
+
+/// What is restored, and how.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// Configuration of the server whose database and data_dir it is
+    #[arg(long, value_name = "PATH")]
+    pub config: PathBuf,
+    /// Expand environment variables in the configuration
+    #[arg(long)]
+    pub expand_env: bool,
+    /// Do everything but write: read the backup, compare it with the database, tell what would happen
+    #[arg(long)]
+    pub rehearse: bool,
+    /// Restore although what was deleted or revoked after the backup may come back, and newer changes get lost
+    #[arg(long)]
+    pub accept_rollback: bool,
+    /// Restore although this server has no key of the trust domain and has to make a new CA
+    #[arg(long)]
+    pub accept_new_ca: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// The backup
+    pub file: PathBuf,
 }
 
 #[cfg(test)]

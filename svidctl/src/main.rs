@@ -3,10 +3,12 @@
 mod agents;
 mod args;
 mod authorized;
+mod backup;
 mod connect;
 mod entries;
 mod envoy;
 mod render;
+mod restore;
 mod status;
 mod status_gather;
 mod status_servers;
@@ -49,6 +51,8 @@ async fn run(args: &Args, screen: &mut Screen) -> Result<(), Failure> {
         Command::Status => status::run(args, screen).await,
         Command::Entry(command) => entries::run(args, command, screen).await,
         Command::Agent(command) => agents::run(args, command, screen).await,
+        Command::Backup(command) => backup::run(args, command, screen).await,
+        Command::Restore(command) => Err(restore::run(args, command)),
         Command::Svid(command) => svid::run(args, command, screen).await,
         Command::Envoy(command) => envoy::run(args, command, screen),
     }

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod audit;
 pub mod authorize;
+pub mod backup;
 pub mod bundle;
 pub mod caller;
 pub mod debug;
@@ -189,6 +190,9 @@ pub fn local_routes(context: &Arc<Context>) -> Routes {
     shared(context, MAX_LOCAL_MESSAGE_BYTES)
         .add_service(spire::logger::v1::logger_server::LoggerServer::new(logger::LoggerApi(context.clone())))
         .add_service(spire::debug::v1::debug_server::DebugServer::new(debug::DebugApi::new(context.clone())))
+        .add_service(ours::backup::v1::backup_server::BackupServer::new(backup::BackupApi::new(
+            context.clone(),
+        )))
         .add_service(HealthServer::new(health::HealthApi(context.clone())))
         .add_service(
             ours::status::v1::status_server::StatusServer::new(status_service::StatusApi(context.clone()))

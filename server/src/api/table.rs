@@ -215,6 +215,9 @@ methods! {
     "svid." "sync.v1.Sync" {
         "Watch" G FREE;
     }
+    "svid." "backup.v1.Backup" {
+        "TakeBackup" L FREE;
+    }
     "svid." "status.v1.Status" {
         "GetStatus" L FREE;
         "ListAuthorizedEntries" L FREE;
@@ -235,8 +238,13 @@ mod tests {
     use super::*;
 
     /// Services of the descriptor set that this server serves.
-    const SERVED: &[&str] =
-        &["spire.api.server.", "grpc.health.v1.", "svid.sync.v1.", "svid.status.v1.Status"];
+    const SERVED: &[&str] = &[
+        "spire.api.server.",
+        "grpc.health.v1.",
+        "svid.sync.v1.",
+        "svid.status.v1.Status",
+        "svid.backup.v1.",
+    ];
 
     #[test]
     fn every_served_rpc_has_a_row_and_every_row_an_rpc() {

@@ -1,6 +1,6 @@
 //! SPIRE's command line: the same verbs, flags, texts, JSON and exit codes.
 //!
-//! Everything but `run` and `validate` speaks to the admin socket of a running server.
+//! Everything but `run`, `validate` and `restore` speaks to the admin socket of a running server.
 
 mod agent;
 mod agent_purge;
@@ -15,6 +15,8 @@ mod federation;
 mod logger;
 mod mint;
 mod ops;
+mod restore;
+mod restore_print;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match args.first().and_then(|word| word.to_str()) {
         Some("run") => return daemon::run(&args[1..]),
         Some("validate") => return daemon::validate(&args[1..]),
+        Some("restore") => return restore::main(args),
         _ => {}
     }
     let args = match args.into_iter().map(OsString::into_string).collect::<Result<Vec<_>, _>>() {
@@ -108,6 +111,7 @@ fn commands() -> Vec<Command<Handler>> {
     let mut all = vec![
         daemon::listed("run", "Runs the server"),
         daemon::listed("validate", "Validates a SPIRE server configuration file"),
+        daemon::listed("restore", "Restores a backup into the database of a server that is stopped"),
     ];
     all.extend(entry::commands());
     all.extend(agent::commands());

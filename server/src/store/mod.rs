@@ -5,6 +5,7 @@
 
 mod answers;
 mod attest_batch;
+mod backup;
 mod bundles;
 mod codec;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod metrics;
 mod nodes;
 mod postgres_config;
 mod readers;
+pub mod restore;
 mod schema;
 mod servers;
 mod types;
@@ -33,6 +35,7 @@ use svid_core::id::{SpiffeId, TrustDomain};
 use tokio::sync::{Mutex, mpsc, watch};
 
 pub use answers::{Admitted, Answered};
+pub use backup::BackupError;
 pub use error::StoreError;
 pub use housekeeping::{HousekeepingOptions, housekeeping, sweep};
 pub use log::LoadSink;

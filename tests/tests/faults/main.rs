@@ -2,6 +2,7 @@
 
 mod agent_outage;
 mod clock;
+mod backup;
 mod crash_agent;
 mod crash_server;
 mod files;

@@ -39,6 +39,24 @@ pub(super) async fn open(config: &StoreConfig, trust_domain: &TrustDomain) -> Re
     Ok(opened)
 }
 
+/// A connection that only reads, to a database that holds our schema; nothing is made, migrated or written. `None` for
+/// a database that nobody has used yet.
+/// # Errors
+/// [`StoreError::Schema`] as for [`open`].
+pub(super) async fn look(config: &StoreConfig) -> Result<Option<Conn>, StoreError> {
+    let found = match &config.database {
+        Database::Sqlite(path) => sqlite::existing(path).await?,
+        Database::Postgres(settings) => postgres::existing(settings).await?,
+    };
+    let Some((mut conn, wanted)) = found else { return Ok(None) };
+    let version = conn.fetch_one("SELECT coalesce(max(version), 0) FROM svid_migrations", &[]).await?;
+    match version.get(0)? {
+        0 => Ok(None),
+        version if version > wanted => Err(refuse_newer(version)),
+        _ => Ok(Some(conn)),
+    }
+}
+
 /// The last version that this server knows.
 fn latest(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or_default()

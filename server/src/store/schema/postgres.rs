@@ -46,6 +46,21 @@ pub(super) async fn open(config: &PostgresConfig, migrate: bool) -> Result<Opene
     })
 }
 
+/// A connection and the version that this server knows, if the database holds our schema.
+pub(super) async fn existing(config: &PostgresConfig) -> Result<Option<(Conn, i64)>, StoreError> {
+    let mut conn = Conn::Postgres(PgConnector::new(config)?.connect().await?);
+    let row = conn.fetch_one(FOUND, &[]).await?;
+    if row.get(0)? {
+        return Err(refuse_foreign());
+    }
+    Ok(row.get::<bool>(1)?.then(|| (conn, latest(&MIGRATIONS))))
+}
+
+fn refuse_foreign() -> StoreError {
+    let text = "this is a database of SPIRE, which was left untouched: give connection_string another dbname";
+    StoreError::Schema(text.into())
+}
+
 /// What of `max_open_conns` is left for reading: one connection writes, one follows the log, one listens.
 fn pool(config: &PostgresConfig) -> PoolLimits {
     let open = match config.max_open_conns {
@@ -88,10 +103,7 @@ async fn bring_up_to_date(conn: &mut Conn, migrate: bool) -> Result<(), StoreErr
     conn.batch(BEGIN).await?;
     let row = conn.fetch_one(FOUND, &[]).await?;
     if row.get(0)? {
-        return Err(StoreError::Schema(
-            "this is a database of SPIRE, which was left untouched: give connection_string another dbname"
-                .into(),
-        ));
+        return Err(refuse_foreign());
     }
     let known: bool = row.get(1)?;
     let found: i64 = match known {

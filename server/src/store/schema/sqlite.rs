@@ -39,6 +39,20 @@ pub(super) async fn open(path: &Path, migrate: bool) -> Result<Opened, StoreErro
     })
 }
 
+/// A reading connection and the version that this server knows, if the file holds our schema.
+pub(super) async fn existing(path: &Path) -> Result<Option<(Conn, i64)>, StoreError> {
+    refuse_foreign(path).await?;
+    // An empty file is as good as none, and does not take our settings when it is only read.
+    if !std::fs::metadata(path).is_ok_and(|facts| facts.len() > 0) {
+        return Ok(None);
+    }
+    let mut conn = SqliteConnector::new(path).read_only().connect().await?;
+    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'svid_migrations'")
+        .fetch_one(&mut conn)
+        .await?;
+    Ok((known > 0).then(|| (Conn::Sqlite(conn), latest(&MIGRATIONS))))
+}
+
 /// Makes a missing file that only its owner can read: SQLite gives its write-ahead log the same mode. A file that is
 /// there is not opened, since closing it again would drop the locks that this process has on it.
 fn create_private(path: &Path) -> Result<(), StoreError> {
