@@ -44,14 +44,14 @@ struct Held {
 impl Plan {
     /// Compares. `conn` is inside a transaction; `None` stands for a database that was never used.
     pub(super) async fn make(
-        mut conn: Option<&mut Conn>,
+        conn: Option<&mut Conn>,
         kind: &str,
         dump: &Dump,
         terms: &Terms,
     ) -> Result<Self, RestoreError> {
         let mut entries = Entries::new(dump);
         let (mut held, mut bundles) = (Held::default(), Vec::new());
-        if let Some(conn) = conn.as_deref_mut() {
+        if let Some(conn) = conn {
             held = Held::read(conn, terms).await?;
             bundles = read_bundles(conn).await?;
             compare_entries(conn, dump, &held, &mut entries).await?;
@@ -214,7 +214,8 @@ impl Held {
 
 /// Servers whose claim holds, besides the one whose data directory is locked by us.
 async fn servers(conn: &mut Conn, terms: &Terms) -> Result<Vec<(String, i64)>, StoreError> {
-    let sql = "SELECT host, heartbeat_at FROM svid_servers WHERE heartbeat_at > $1 ORDER BY host";
+    let sql =
+        "SELECT host, heartbeat_at FROM svid_servers WHERE heartbeat_at > $1 AND holder != '' ORDER BY host";
     let rows = conn.fetch_all(sql, args![terms.now.saturating_sub(terms.lease)]).await?;
     let mut servers = Vec::new();
     for row in &rows {
