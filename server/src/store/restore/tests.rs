@@ -374,7 +374,7 @@ async fn a_running_server_is_an_obstacle_but_not_for_a_rehearsal() {
         watched: None,
         facts: Default::default(),
     };
-    site.store("db").await.register_server(claim).await.unwrap();
+    site.store("db").await.claim_server(claim).await.unwrap();
     let report = site.restore("db", true).await;
     assert!(report.refusals[0].contains("(host:/data): stop every server first"), "{:?}", report.refusals);
     let backup = Backup::read(&site.file(), &td()).unwrap();
