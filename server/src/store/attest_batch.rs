@@ -16,7 +16,8 @@ use super::writer::{Committed, Job, Tx, Write};
 use super::{Admitted, Kind, StoreError};
 
 type Out = Result<Admitted, StoreError>;
-type Reply = oneshot::Sender<Result<Committed<Out>, StoreError>>;
+type Answer = Result<Committed<Out>, StoreError>;
+type Reply = oneshot::Sender<Answer>;
 
 struct Waiting {
     op: Attest,
@@ -34,10 +35,7 @@ impl Attestations {
     }
 
     /// Queues an attestation. With the first of several comes the job for all, which has to reach the writer.
-    pub(super) fn queue(
-        &self,
-        op: Attest,
-    ) -> (Option<Box<dyn Job>>, oneshot::Receiver<Result<Committed<Out>, StoreError>>) {
+    pub(super) fn queue(&self, op: Attest) -> (Option<Box<dyn Job>>, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let mut waiting = self.lock();
         waiting.push(Waiting { op, reply });

@@ -284,6 +284,8 @@ fn node(wire: WireNode, trust_domain: &TrustDomain) -> Result<NodeRow, RestoreEr
             can_reattest: wire.can_reattest,
             agent_version: wire.agent_version,
             selectors: selectors.map_err(|why| bad(&why))?,
+            used: true,
+            suspected_at: 0,
             id: spiffe_id,
         },
         alias_entry,

@@ -102,6 +102,7 @@ impl Site {
                 serial: serial.into(),
                 expires_at: NOW + HOUR,
                 can_reattest: true,
+                key_hash: [1; 32],
                 selectors: ["x509pop:cn:a".parse::<Selector>().unwrap()].into_iter().collect(),
             };
             store.attest_node(node, NOW).await.unwrap();
@@ -255,7 +256,7 @@ async fn bans_and_certificates_in_use_stay_whatever_was_accepted() {
     let site = Site::new().await;
     let store = site.store("db").await;
     store.ban_node(&agent("a")).await.unwrap();
-    store.renew_node(&agent("b"), "2", "3", NOW + 2 * HOUR).await.unwrap();
+    store.renew_node(&agent("b"), "2", "", "3", NOW + 2 * HOUR).await.unwrap();
     store.activate_serial(&agent("b"), "3").await.unwrap();
     let banned = store.node(&agent("a")).await.unwrap();
     let renewed = store.node(&agent("b")).await.unwrap();
@@ -279,6 +280,7 @@ async fn a_ban_of_the_backup_holds_as_well() {
         serial: "9".into(),
         expires_at: NOW + HOUR,
         can_reattest: true,
+        key_hash: [1; 32],
         selectors: ["x509pop:cn:a".parse::<Selector>().unwrap()].into_iter().collect(),
     };
     store.delete_node(&agent("a")).await.unwrap();
