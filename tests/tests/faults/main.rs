@@ -1,8 +1,8 @@
 //! What goes wrong on its own: processes killed, disks full, files damaged, agents put out.
 
 mod agent_outage;
-mod clock;
 mod backup;
+mod clock;
 mod crash_agent;
 mod crash_server;
 mod files;
