@@ -63,9 +63,12 @@ impl Life {
     }
 }
 
+/// How far `not_before` lies in the past at most.
+pub const MAX_BACK_DATE: Duration = Duration::from_secs(10);
+
 /// How far `not_before` lies in the past: min(10 s, life / 4), so that a short life is not mostly behind it.
 pub fn back_date(life: Duration) -> Duration {
-    (life / 4).min(Duration::from_secs(10))
+    (life / 4).min(MAX_BACK_DATE)
 }
 
 #[cfg(test)]

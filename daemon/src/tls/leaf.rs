@@ -17,6 +17,8 @@ const URI_TAG: u32 = 6;
 pub struct VerifiedPeer {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
+    /// Beginning of its certificate's life.
+    pub not_before: SystemTime,
     /// End of its certificate's life; to be compared again with each request.
     pub not_after: SystemTime,
     /// Serial number as a decimal string, the form in which SPIRE keeps it.
@@ -56,8 +58,11 @@ impl VerifiedPeer {
             })
             .collect();
         let [uri] = uris.as_slice() else { return Err(TlsError::UriSans(uris.len())) };
-        let seconds = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or_default();
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        Ok(Self { id: uri.parse()?, not_after, serial: cert.tbs_certificate.serial.to_string() })
+        let time = |seconds: i64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+        };
+        let life = cert.validity();
+        let (not_before, not_after) = (time(life.not_before.timestamp()), time(life.not_after.timestamp()));
+        Ok(Self { id: uri.parse()?, not_before, not_after, serial: cert.tbs_certificate.serial.to_string() })
     }
 }

@@ -22,7 +22,7 @@ use super::status::{denial_reason, denied_because, too_stale, unavailable};
 use super::table::{self, Callers, Method};
 use super::vouch::Vouch;
 use crate::attest::Clones;
-use crate::directory::{AgentDenied, AgentRefusal, Directory};
+use crate::directory::{AgentCert, AgentDenied, AgentRefusal, Directory};
 
 /// Reads the peer from a connection's extensions.
 pub type PeerSource = fn(&http::Extensions) -> Result<Peer, Status>;
@@ -113,7 +113,9 @@ impl Gate {
 
     async fn check_agent(&self, method: &Method, peer: &Peer, cert: &PeerCert) -> Result<(), Status> {
         let now = self.clock.unix();
-        match self.directory.verify_agent(&cert.id, &cert.serial, cert.not_after, now).await {
+        let PeerCert { id, serial, not_before, not_after, .. } = cert;
+        let shown = AgentCert { id, serial, not_before: *not_before, not_after: *not_after };
+        match self.directory.admit_agent(&shown, now).await {
             Ok(_) => Ok(()),
             Err(AgentRefusal::Unavailable(error)) => Err(unavailable(&error)),
             Err(AgentRefusal::Denied(why)) => {

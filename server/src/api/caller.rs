@@ -47,6 +47,8 @@ pub struct PeerCert {
     pub id: SpiffeId,
     /// Decimal, as node rows hold it.
     pub serial: Arc<str>,
+    /// Unix seconds: issued then or a moment later.
+    pub not_before: i64,
     /// Unix seconds.
     pub not_after: i64,
     /// The connection it was shown on, with the whole chain; `None` only where there is none to check.
@@ -62,6 +64,7 @@ pub fn tls_peer(extensions: &http::Extensions) -> Result<Peer, Status> {
     let identity = peer.peer.as_ref().map(|leaf| PeerCert {
         id: leaf.id.clone(),
         serial: leaf.serial.as_str().into(),
+        not_before: unix_seconds(leaf.not_before),
         not_after: unix_seconds(leaf.not_after),
         connection: Some(peer.clone()),
     });

@@ -40,6 +40,9 @@ use watch::Watches;
 /// How long a caller waits for memory to reach the end of the log.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How far a certificate's beginning may lie before its issuance, in seconds.
+const MAX_BACK_DATE: i64 = svid_core::rotation::MAX_BACK_DATE.as_secs().cast_signed();
+
 struct Shared {
     store: Store,
     trust_domain: TrustDomain,
@@ -296,6 +299,37 @@ impl Directory {
         }
         self.caught_up().await.map_err(AgentRefusal::Unavailable)?;
         self.check_agent(id, serial, not_after, now).map_err(AgentRefusal::Denied)
+    }
+
+    /// As [`Self::verify_agent`], for the call with which a certificate that verified is shown: a node that came back with
+    /// a backup takes the first one that was issued after it, since its agent may have renewed meanwhile. That is
+    /// in the database before the call goes on.
+    /// # Errors
+    /// The denial, or that it cannot be told for sure.
+    pub async fn admit_agent(&self, cert: &AgentCert<'_>, now: i64) -> Result<AgentOk, AgentRefusal> {
+        let AgentCert { id, serial, not_before, not_after } = *cert;
+        let checked = self.verify_agent(id, serial, not_after, now).await;
+        if !matches!(checked, Err(AgentRefusal::Denied(AgentDenied::NotActive)))
+            || !self.may_adopt(id, not_before)
+        {
+            return checked;
+        }
+        let adopted = self.0.store.adopt_serial(id, serial, not_after).await;
+        if adopted.map_err(|error| AgentRefusal::Unavailable(error.into()))? {
+            tracing::info!(
+                agent_id = %id,
+                svid_serial_num = %serial,
+                "Agent goes on with a certificate that was issued after the restored backup"
+            );
+        }
+        // Whoever was first, here or on another server: memory knows it now.
+        self.verify_agent(id, serial, not_after, now).await
+    }
+
+    /// Whether the node waits for a certificate that was issued after the backup from which it came back.
+    fn may_adopt(&self, id: &SpiffeId, not_before: i64) -> bool {
+        let from = self.0.read().nodes.get(id).map_or(0, |node| node.adopt_from);
+        from > 0 && not_before >= from.saturating_sub(MAX_BACK_DATE)
     }
 
     // ---- bundles

@@ -42,6 +42,7 @@ pub(super) struct NodeSlot {
     /// The current certificate was seen in use.
     pub(super) used: bool,
     pub(super) suspected_at: i64,
+    pub(super) adopt_from: i64,
 }
 
 impl NodeSlot {
@@ -65,6 +66,7 @@ impl NodeSlot {
                 *current = next;
                 self.expires_at = ends;
                 self.used = true;
+                self.adopt_from = 0;
                 true
             }
             None => false,
@@ -244,6 +246,7 @@ impl State {
             selectors: self.selectors.acquire(&node.selectors),
             used: node.used,
             suspected_at: node.suspected_at,
+            adopt_from: node.adopt_from,
         };
         // The row is older than the promotion if it still has that serial as its next one.
         if let Some(serial) = self.promoted.get(&node.id)
@@ -294,6 +297,7 @@ impl State {
             selectors: self.selectors.set(slot.selectors.iter().copied()),
             used: slot.used,
             suspected_at: slot.suspected_at,
+            adopt_from: slot.adopt_from,
         })
     }
 }

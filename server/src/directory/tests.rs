@@ -56,6 +56,7 @@ fn node(path: &str, facts: &str) -> Node {
         selectors: selectors(facts),
         used: true,
         suspected_at: 0,
+        adopt_from: 0,
     }
 }
 
@@ -354,6 +355,52 @@ async fn agents_are_checked() {
     assert_eq!(check("2"), Err(AgentDenied::Banned));
     rig.store.activate_serial(&id(A), "2").await.unwrap();
     assert_eq!(check("2"), Err(AgentDenied::Banned), "a ban wins");
+}
+
+#[tokio::test]
+async fn a_restored_node_takes_the_first_certificate_issued_after_the_backup() {
+    let rig = Rig::new().await;
+    rig.attest(A, "env:prod").await;
+    let agent = id(A);
+    let admit = async |serial: &str, not_before: i64, not_after: i64| {
+        let cert = AgentCert { id: &agent, serial, not_before, not_after };
+        rig.directory.admit_agent(&cert, 600).await.map(drop).map_err(|error| error.to_string())
+    };
+    let (over, inactive) =
+        (Err("agent SVID is expired".to_owned()), Err("agent SVID is not active".to_owned()));
+    assert_eq!(admit("7", 510, 5000).await, inactive, "an ordinary node");
+    rig.store.mark_restored(&agent, 500).await;
+    assert_eq!(admit("7", 489, 5000).await, inactive, "issued before the backup");
+    assert_eq!(admit("7", 510, 599).await, over);
+    assert_eq!(admit("1", 100, 1000).await, Ok(()), "one that the backup knows ends nothing");
+    let (first, second) = tokio::join!(admit("7", 490, 5000), admit("8", 510, 5000));
+    assert!(first.is_ok() != second.is_ok(), "one of them: {first:?} {second:?}");
+    let (won, lost) = if first.is_ok() { ("7", "8") } else { ("8", "7") };
+    assert_eq!(admit(won, 510, 5000).await, Ok(()));
+    for serial in [lost, "1", "9"] {
+        assert_eq!(admit(serial, 510, 5000).await, inactive, "{serial}");
+    }
+    let node = rig.store.node(&agent).await.unwrap().unwrap();
+    assert_eq!(node.serial, Serial::Active { current: won.into(), next: None });
+
+    rig.store.mark_restored(&agent, 500).await;
+    rig.task.abort();
+    let unknown = admit("9", 510, 5000).await;
+    assert_eq!(unknown, Err("the authorization state cannot be brought up to date".into()), "no denial");
+}
+
+#[tokio::test]
+async fn a_banned_node_takes_no_certificate() {
+    let rig = Rig::new().await;
+    rig.attest(A, "env:prod").await;
+    let agent = id(A);
+    rig.store.mark_restored(&agent, 500).await;
+    let cert = AgentCert { id: &agent, serial: "7", not_before: 510, not_after: 5000 };
+    let denied = async || rig.directory.admit_agent(&cert, 600).await.map(drop).unwrap_err().to_string();
+    rig.store.ban_node(&agent).await.unwrap();
+    assert_eq!(denied().await, "agent is banned");
+    rig.store.delete_node(&agent).await.unwrap();
+    assert_eq!(denied().await, "agent is not attested");
 }
 
 #[tokio::test]

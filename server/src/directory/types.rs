@@ -59,6 +59,19 @@ pub struct Listing<T> {
 /// A node as the directory holds it.
 pub type NodeView = Node;
 
+/// An agent's certificate, after its chain and its life were checked. Times are Unix seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentCert<'a> {
+    /// The agent's ID.
+    pub id: &'a SpiffeId,
+    /// Decimal, as node rows hold it.
+    pub serial: &'a str,
+    /// Its beginning, which is back-dated.
+    pub not_before: i64,
+    /// Its end.
+    pub not_after: i64,
+}
+
 /// An agent that may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentOk {

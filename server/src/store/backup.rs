@@ -10,7 +10,7 @@ use svid_proto::svid::sync::v1::Position as WirePosition;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, timeout};
 
-use super::codec::{entry_columns, entry_from_row, node_columns, node_from_row};
+use super::codec::{NODE_COLUMNS, entry_columns, entry_from_row, node_columns, node_from_row};
 use super::db::{Conn, args};
 use super::{Node, Serial, Store, StoreError, bundles, log};
 
@@ -118,7 +118,9 @@ pub(super) async fn node_page(conn: &mut Conn, after: i64) -> Result<Vec<NodeRow
         ", alias_entry FROM svid_nodes WHERE row > $1 ORDER BY row LIMIT $2"
     );
     let rows = conn.fetch_all(sql, args![after, PAGE]).await?;
-    rows.iter().map(|row| Ok(NodeRow { node: node_from_row(row)?, alias_entry: row.get(10)? })).collect()
+    rows.iter()
+        .map(|row| Ok(NodeRow { node: node_from_row(row)?, alias_entry: row.get(NODE_COLUMNS)? }))
+        .collect()
 }
 
 async fn nodes(conn: &mut Conn, out: &mut Out) -> Result<(), BackupError> {

@@ -19,9 +19,11 @@ macro_rules! entry_columns {
 macro_rules! node_columns {
     () => {
         "row, spiffe_id, attestation_type, serial, expires_at, new_serial, new_expires_at, can_reattest, \
-         agent_version, selectors, serial = used_serial, suspected_at"
+         agent_version, selectors, serial = used_serial, suspected_at, adopt_from"
     };
 }
+/// How many those are: where a column behind them is.
+pub(super) const NODE_COLUMNS: usize = 13;
 pub(super) use {entry_columns, node_columns};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -144,6 +146,7 @@ pub(super) fn node_from_row(row: &Row) -> Result<Node, StoreError> {
         selectors: selectors_from(&selectors)?,
         used: row.get(10)?,
         suspected_at: row.get(11)?,
+        adopt_from: row.get(12)?,
     })
 }
 

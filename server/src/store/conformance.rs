@@ -116,6 +116,7 @@ cases!(
     proofs_of_one_use_without_a_token,
     renewals_in_flight,
     old_certificates_are_noticed,
+    restored_nodes_take_one_unknown_certificate,
 );
 
 async fn entries_are_created_once(store: Store) {

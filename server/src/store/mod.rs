@@ -359,6 +359,21 @@ impl Store {
         .await
     }
 
+    /// A node that came back with a backup takes a certificate that was issued after it and ends at `expires_at` in place
+    /// of those that the backup knows. False if the node is gone or banned, took another one before, has renewed or
+    /// attested since.
+    /// # Errors
+    /// Only the database's.
+    pub async fn adopt_serial(
+        &self,
+        id: &SpiffeId,
+        serial: &str,
+        expires_at: i64,
+    ) -> Result<bool, StoreError> {
+        let change = NodeChange::Adopt { serial: serial.to_owned(), ends: expires_at };
+        self.counted(Operation::NodeUpdate, self.write(ChangeNode { id: id.clone(), change })).await
+    }
+
     /// Bans a node until it is deleted.
     /// # Errors
     /// [`StoreError::NotFound`].

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use svid_core::id::SpiffeId;
 
 use super::answers::{self, ANSWER_SECONDS, Admitted};
-use super::codec::{json, node_columns, node_from_row, selectors_json};
+use super::codec::{NODE_COLUMNS, json, node_columns, node_from_row, selectors_json};
 use super::db::{Sql, args};
 use super::entries::{self, Outcome, Prepared};
 use super::writer::{Tx, Write};
@@ -60,7 +60,7 @@ macro_rules! save_node {
              SELECT $1, $2, $3, $4, $5, $6, $9, $3, $8, ",
             $alias,
             " ON CONFLICT (spiffe_id) DO UPDATE SET attestation_type = $2, serial = $3, expires_at = $4,
-                 new_serial = '', new_expires_at = 0, can_reattest = $5, selectors = $6, answer_key = $9,
+                 new_serial = '', new_expires_at = 0, adopt_from = 0, can_reattest = $5, selectors = $6, answer_key = $9,
                  answer_serial = $3, answered_at = $8, answer_until = excluded.answer_until,
                  alias_entry = coalesce(excluded.alias_entry, svid_nodes.alias_entry)
              WHERE svid_nodes.serial != ''",
@@ -177,18 +177,28 @@ pub(super) enum NodeChange {
     },
     /// The next serial number becomes the current one if it still is the next: a ban wins.
     Activate(String),
+    /// A certificate that was issued after the backup from which the node came back takes the place of those that the
+    /// backup knows. Once for a node, and not if it renewed since, attested again or is banned.
+    Adopt {
+        serial: String,
+        ends: i64,
+    },
     Ban,
     AgentVersion(String),
 }
 
 const RENEW: &str = "UPDATE svid_nodes SET
          expires_at = CASE WHEN new_serial = $4 THEN new_expires_at ELSE expires_at END,
-         serial = $4, used_serial = $4, new_serial = $2, new_expires_at = $3
+         serial = $4, used_serial = $4, new_serial = $2, new_expires_at = $3, adopt_from = 0
      WHERE spiffe_id = $1 AND serial != '' AND $4 IN (serial, new_serial) AND new_serial IN ('', $4, $5)";
 const ACTIVATE: &str =
     "UPDATE svid_nodes SET serial = new_serial, used_serial = new_serial, expires_at = new_expires_at,
-         new_serial = '', new_expires_at = 0
+         new_serial = '', new_expires_at = 0, adopt_from = 0
      WHERE spiffe_id = $1 AND new_serial = $2 AND serial != ''";
+/// Whoever comes second finds `adopt_from` cleared.
+const ADOPT: &str = "UPDATE svid_nodes SET serial = $2, used_serial = $2, expires_at = $3,
+         new_serial = '', new_expires_at = 0, adopt_from = 0
+     WHERE spiffe_id = $1 AND adopt_from > 0 AND serial != '' AND $2 NOT IN (serial, new_serial)";
 const BAN: &str =
     "UPDATE svid_nodes SET serial = '', new_serial = '', new_expires_at = 0 WHERE spiffe_id = $1";
 const AGENT_VERSION: &str = "UPDATE svid_nodes SET agent_version = $2 WHERE spiffe_id = $1";
@@ -204,6 +214,7 @@ impl Write for ChangeNode {
                 tx.conn.execute(RENEW, args![id, serial, *ends, caller, seen]).await?
             }
             NodeChange::Activate(serial) => tx.conn.execute(ACTIVATE, args![id, serial]).await?,
+            NodeChange::Adopt { serial, ends } => tx.conn.execute(ADOPT, args![id, serial, *ends]).await?,
             NodeChange::Ban => tx.conn.execute(BAN, args![id]).await?,
             NodeChange::AgentVersion(version) => tx.conn.execute(AGENT_VERSION, args![id, version]).await?,
         };
@@ -231,7 +242,7 @@ impl Write for DeleteNode {
             return Ok(None);
         };
         tx.log(Kind::Node, self.0.as_str());
-        if let Some(alias) = row.get::<Option<String>>(12)? {
+        if let Some(alias) = row.get::<Option<String>>(NODE_COLUMNS)? {
             entries::delete(tx, &json(&[alias])?).await?;
         }
         node_from_row(&row).map(Some)
@@ -254,7 +265,7 @@ impl Write for PruneNodes {
     type Out = u64;
     async fn run(&self, tx: &mut Tx<'_>) -> Result<u64, StoreError> {
         let sql = "DELETE FROM svid_nodes WHERE row IN (
-                 SELECT row FROM svid_nodes WHERE expires_at < $1 AND new_expires_at < $1 AND serial != ''
+                 SELECT row FROM svid_nodes WHERE expires_at < $1 AND new_expires_at < $1 AND adopt_from < $1 AND serial != ''
                      AND (can_reattest OR $2) ORDER BY expires_at LIMIT $3)
              RETURNING spiffe_id, alias_entry";
         let args = args![self.expired_before, self.include_tofu, i64::from(self.limit)];

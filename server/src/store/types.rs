@@ -310,6 +310,9 @@ pub struct Node {
     /// Unix seconds: when an old certificate was last used after its successor, which a copy of the agent's data would
     /// do; 0 for never.
     pub suspected_at: i64,
+    /// Unix seconds: the node came back with a backup of this moment and has not renewed since, so its agent may have a
+    /// later certificate than the known ones; 0 for any other node.
+    pub adopt_from: i64,
 }
 
 /// What attestation found out about a node.

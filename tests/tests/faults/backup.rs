@@ -9,12 +9,14 @@ use serde_json::Value;
 use svid_proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use svid_proto::spire::api::server::entry::v1::{BatchCreateEntryRequest, CountEntriesRequest};
 use svid_proto::spire::api::types::{Entry, Selector, Spiffeid};
+use svid_tests::calls::call;
 use svid_tests::client::{attest_by_token, unix};
 use svid_tests::pki::TestCa;
 use svid_tests::process::{Output, bin, eventually, run};
 use svid_tests::{Agent, Process, Server, ServerOptions, postgres, until};
 use tokio::process::Command;
 
+use crate::lost_answers::{ENTRIES, renew};
 use crate::my_uid;
 
 fn text(path: &Path) -> String {
@@ -154,6 +156,41 @@ async fn a_lost_database_is_restored_and_agents_go_on() {
     })
     .await;
     assert!(svids.contains("/web"), "{svids}");
+}
+
+/// The backup does not know the certificates that agents got after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_renewed_after_the_backup_goes_on() {
+    let mut server = Server::start().await;
+    let first = attest_by_token(server.port, &server.token().await).await.expect("attested");
+    let banned = attest_by_token(server.port, &server.token_for("/two").await).await.expect("attested");
+    server.cli(&["agent", "ban", "-spiffeID", &banned.id]).await.ok();
+    back_up(&server).await;
+    let mut held = vec![first];
+    for _ in 0..2 {
+        let last = held.last().expect("an agent");
+        let next = renew(&last.channel(&server).await, last).await.expect("renewed");
+        call(&next.channel(&server).await, ENTRIES, &[]).await.expect("an agent");
+        held.push(next);
+    }
+    server.stop().await;
+    lose_database(&server);
+    let done = restore(&server, &["--accept-rollback", "--yes"]).await;
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    server.restart().await;
+
+    let [first, earlier, last] = &held[..] else { panic!("three") };
+    call(&last.channel(&server).await, ENTRIES, &[]).await.expect("it goes on");
+    // Acknowledged is durable: nobody else takes its place later.
+    server.kill().await;
+    server.restart().await;
+    for old in [first, earlier, &banned] {
+        call(&old.channel(&server).await, ENTRIES, &[]).await.expect_err("refused");
+    }
+    let next = renew(&last.channel(&server).await, last).await.expect("renewed");
+    call(&next.channel(&server).await, ENTRIES, &[]).await.expect("an agent");
+    let shown = server.cli(&["agent", "show", "-spiffeID", &banned.id, "-output", "json"]).await.ok();
+    assert!(shown.contains("\"banned\":true"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

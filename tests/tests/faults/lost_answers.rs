@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-const ENTRIES: &str = "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries";
+pub(crate) const ENTRIES: &str = "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries";
 const SPENT: &str = "failed to attest: join token does not exist or has already been used";
 /// How an agent's old certificate shows in `svidctl`.
 const COPY: &str = "an old certificate was used after its successor";
@@ -70,7 +70,7 @@ async fn no_answer_after_ban_and_eviction() {
     assert_eq!(refusal(attest_by_token_with(server.port, &evicted, &key).await), spent());
 }
 
-async fn renew(channel: &Channel, agent: &AttestedAgent) -> Result<AttestedAgent, Status> {
+pub(crate) async fn renew(channel: &Channel, agent: &AttestedAgent) -> Result<AttestedAgent, Status> {
     let (key, csr) = key_and_csr();
     let params = Some(AgentX509svidParams { csr });
     let answer = AgentClient::new(channel.clone()).renew_agent(RenewAgentRequest { params }).await?;

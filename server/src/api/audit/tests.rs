@@ -110,7 +110,7 @@ fn a_call_makes_one_line() {
 #[test]
 fn a_failure_says_why_and_who() {
     let id: SpiffeId = "spiffe://example.org/ops".parse().unwrap();
-    let cert = PeerCert { id, serial: "1".into(), not_after: 0, connection: None };
+    let cert = PeerCert { id, serial: "1".into(), not_before: 0, not_after: 0, connection: None };
     let call = call(Peer::Tls { address: ([192, 0, 2, 1], 5).into(), identity: Some(cert) }, true);
     let lines = lines(|| call.audit_call(Code::NotFound, "agent not found"));
     check(

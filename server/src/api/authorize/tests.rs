@@ -30,7 +30,7 @@ fn nobody() -> Peer {
 }
 
 fn peer(path: &str, serial: &str, not_after: i64) -> Peer {
-    let cert = PeerCert { id: id(path), serial: serial.into(), not_after, connection: None };
+    let cert = PeerCert { id: id(path), serial: serial.into(), not_before: NOW, not_after, connection: None };
     Peer::Tls { address: ([192, 0, 2, 1], 1).into(), identity: Some(cert) }
 }
 

@@ -6,7 +6,9 @@ use svid_core::clock::Clock;
 use svid_core::id::SpiffeId;
 
 use crate::directory::Directory;
-use crate::store::{Admitted, Answered, NewNode, Serial, Store, StoreError};
+use crate::store::db::args;
+use crate::store::writer::{Tx, Write};
+use crate::store::{Admitted, Answered, Kind, NewNode, Serial, Store, StoreError};
 
 const AGENT: &str = "/spire/agent/join_token/t";
 
@@ -159,6 +161,59 @@ pub(super) async fn old_certificates_are_noticed(store: Store) {
     assert_eq!(suspect("1", true).await, (true, Some(77)), "this process saw it in use");
     store.ban_node(&id()).await.unwrap();
     assert!(!suspect("1", true).await.0);
+}
+
+/// Makes a node one that came back with a backup of this moment.
+struct MarkRestored(SpiffeId, i64);
+
+#[async_trait::async_trait]
+impl Write for MarkRestored {
+    type Out = ();
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        let sql = "UPDATE svid_nodes SET adopt_from = $2 WHERE spiffe_id = $1";
+        tx.conn.execute(sql, args![self.0.as_str(), self.1]).await?;
+        tx.log(Kind::Node, self.0.as_str());
+        Ok(())
+    }
+}
+
+impl Store {
+    /// As a restore leaves a node.
+    pub(crate) async fn mark_restored(&self, id: &SpiffeId, moment: i64) {
+        self.write(MarkRestored(id.clone(), moment)).await.unwrap();
+    }
+}
+
+pub(super) async fn restored_nodes_take_one_unknown_certificate(store: Store) {
+    let adopt = async |serial: &str| store.adopt_serial(&id(), serial, 4000).await.unwrap();
+    assert!(!adopt("9").await, "there is no such node");
+    token(&store, 1000).await;
+    assert_eq!(attest(&store, "1", 1, 50).await, "new");
+    assert!(!adopt("9").await, "it did not come back with a backup");
+    store.mark_restored(&id(), 60).await;
+    store.renew_node(&id(), "1", "", "2", 3000).await.unwrap();
+    assert!(!adopt("9").await, "it has renewed since");
+    store.mark_restored(&id(), 60).await;
+    for known in ["1", "2"] {
+        assert!(!adopt(known).await, "{known} is known");
+    }
+    assert!(adopt("9").await);
+    let node = store.node(&id()).await.unwrap().unwrap();
+    assert_eq!(node.serial, Serial::Active { current: "9".into(), next: None });
+    assert_eq!((node.expires_at, node.used, node.adopt_from), (4000, true, 0));
+    assert!(!adopt("8").await, "the first one only");
+    store.mark_restored(&id(), 60).await;
+    store.renew_node(&id(), "9", "", "10", 5000).await.unwrap();
+    store.mark_restored(&id(), 60).await;
+    assert!(store.activate_serial(&id(), "10").await.unwrap());
+    assert!(!adopt("8").await, "it has renewed since");
+    store.mark_restored(&id(), 60).await;
+    token(&store, 1000).await;
+    assert_eq!(attest(&store, "11", 1, 50).await, "new");
+    assert!(!adopt("8").await, "it has attested since");
+    store.mark_restored(&id(), 60).await;
+    store.ban_node(&id()).await.unwrap();
+    assert!(!adopt("8").await, "a ban wins");
 }
 
 /// Two servers on one database.

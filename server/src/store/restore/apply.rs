@@ -36,7 +36,7 @@ pub(super) async fn apply(conn: &mut Conn, plan: &Plan, dump: &Dump, now: i64) -
         conn.execute(sql, args![id]).await?;
     }
     for row in plan.agents.add.iter().filter_map(|id| dump.nodes.get(id)) {
-        write_node(conn, row).await?;
+        write_node(conn, row, plan.adopt_from).await?;
     }
     for id in &plan.journals {
         let Some(journal) = dump.journals.get(id) else { continue };
@@ -142,17 +142,19 @@ fn entry_row(entry: &Entry, revision: i64) -> impl serde::Serialize {
     )
 }
 
-async fn write_node(conn: &mut Conn, NodeRow { node, alias_entry }: &NodeRow) -> Result<(), StoreError> {
-    let (serial, next) = match &node.serial {
-        Serial::Banned => ("", None),
-        Serial::Active { current, next } => (current.as_str(), next.as_ref()),
+/// An agent may have renewed after the backup: its node takes one certificate that is younger than `adopt_from`.
+async fn write_node(conn: &mut Conn, row: &NodeRow, adopt_from: i64) -> Result<(), StoreError> {
+    let NodeRow { node, alias_entry } = row;
+    let (serial, next, adopt_from) = match &node.serial {
+        Serial::Banned => ("", None, 0),
+        Serial::Active { current, next } => (current.as_str(), next.as_ref(), adopt_from),
     };
     let selectors = selectors_json(&node.selectors)?;
     let (new_serial, new_ends) = next.map_or(("", 0), |(serial, ends)| (serial.as_str(), *ends));
     let sql =
         "INSERT INTO svid_nodes (spiffe_id, attestation_type, serial, expires_at, new_serial, new_expires_at,
-             can_reattest, agent_version, selectors, alias_entry)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+             can_reattest, agent_version, selectors, alias_entry, adopt_from)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     let args = args![
         node.id.as_str(),
         &node.attestation_type,
@@ -164,6 +166,7 @@ async fn write_node(conn: &mut Conn, NodeRow { node, alias_entry }: &NodeRow) ->
         &node.agent_version,
         &selectors,
         alias_entry.as_deref(),
+        adopt_from,
     ];
     conn.execute(sql, args).await.map(drop)
 }

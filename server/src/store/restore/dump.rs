@@ -286,6 +286,7 @@ fn node(wire: WireNode, trust_domain: &TrustDomain) -> Result<NodeRow, RestoreEr
             selectors: selectors.map_err(|why| bad(&why))?,
             used: true,
             suspected_at: 0,
+            adopt_from: 0,
             id: spiffe_id,
         },
         alias_entry,

@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) all_journals: BTreeMap<String, Vec<u8>>,
     /// The change log's number afterwards: beyond every number that anybody saw.
     pub(super) seq: u64,
+    /// The backup's moment, if it was accepted that nobody knows what happened since; 0 otherwise.
+    pub(super) adopt_from: i64,
 }
 
 /// What the database holds, without its entries.
@@ -75,6 +77,7 @@ impl Plan {
             journals: Vec::new(),
             all_journals: BTreeMap::new(),
             seq,
+            adopt_from: if terms.accept_rollback { dump.header.taken_at.max(0) } else { 0 },
         };
         let journals = plan.merge_journals(dump, std::mem::take(&mut held.journals));
         plan.fill(lists, journals);

@@ -195,8 +195,9 @@ async fn an_empty_database_gets_everything_but_only_if_told_so() {
     let (old, new) = (site.store("db").await, site.store("new").await);
     assert_eq!(entry_ids(&new).await, ["one", "two"]);
     let (node, wanted) =
-        (new.node(&agent("a")).await.unwrap().unwrap(), old.node(&agent("a")).await.unwrap());
-    assert_eq!(Some(&node), wanted.as_ref());
+        (new.node(&agent("a")).await.unwrap().unwrap(), old.node(&agent("a")).await.unwrap().unwrap());
+    // It may have renewed since.
+    assert_eq!(node, crate::store::Node { adopt_from: NOW, ..wanted });
     let (bundle, wanted) =
         (new.bundle(&td()).await.unwrap().unwrap(), old.bundle(&td()).await.unwrap().unwrap());
     assert_eq!(bundle.x509_authorities, wanted.x509_authorities);
@@ -290,6 +291,10 @@ async fn a_ban_of_the_backup_holds_as_well() {
     assert!(report.restored, "{report:?}");
     let node = site.store("db").await.node(&agent("a")).await.unwrap().unwrap();
     assert_eq!(node.serial, crate::store::Serial::Banned);
+    let report = site.restore("new", true).await;
+    assert!(report.restored, "{report:?}");
+    let node = site.store("new").await.node(&agent("a")).await.unwrap().unwrap();
+    assert_eq!((node.serial, node.adopt_from), (crate::store::Serial::Banned, 0));
 }
 
 #[tokio::test]
@@ -334,6 +339,29 @@ async fn join_tokens_are_not_in_a_backup() {
     let report = site.restore("db", false).await;
     assert!(report.restored, "{report:?}");
     assert_eq!(entry_ids(&store).await, ["host", "one", "two"]);
+}
+
+#[tokio::test]
+async fn an_entry_that_goes_with_its_agent_still_does_so_afterwards() {
+    let site = Site::new().await;
+    let store = site.store("db").await;
+    let node = NewNode {
+        id: id("/spire/agent/join_token/t"),
+        attestation_type: "join_token".into(),
+        serial: "5".into(),
+        expires_at: NOW + HOUR,
+        can_reattest: false,
+        key_hash: [1; 32],
+        selectors: Default::default(),
+    };
+    store.create_join_token("t", NOW + 600, Some(entry("host")), NOW).await.unwrap();
+    store.attest_with_join_token("t", node.clone(), NOW).await.unwrap();
+    site.back_up(&store).await;
+    assert!(site.restore("new", true).await.restored);
+    let new = site.store("new").await;
+    assert_eq!(entry_ids(&new).await, ["host", "one", "two"]);
+    new.delete_node(&node.id).await.unwrap();
+    assert_eq!(entry_ids(&new).await, ["one", "two"]);
 }
 
 #[tokio::test]
