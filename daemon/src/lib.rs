@@ -9,6 +9,7 @@ pub mod harden;
 pub mod health;
 pub mod http;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod peer;

@@ -150,6 +150,7 @@ async fn start(config: ServerConfig, log: LogControl, stop: &CancellationToken) 
     let clock_guard = ClockGuard::new(clock.clone());
     let (directory, following) = Directory::start(store.clone(), &config.trust_domain, clock.clone()).await?;
     spawn("the directory", stop, following.run());
+    spawn("giving memory back", stop, svid_daemon::memory::give_back());
     let ca = Arc::new(OnceLock::new());
     let base = Base { clock, metrics, server_id, facts, store, directory, clock_guard, ca };
     let serving = serve_trust_domain(&config, log, &base, stop);
