@@ -38,7 +38,7 @@ pub enum BackupError {
 }
 
 impl Store {
-    /// Writes a backup into `pieces`, none longer than [`MAX_PIECE_BYTES`]. `now` is in Unix seconds.
+    /// Writes a backup into `pieces`, none longer than 1 MiB. `now` is in Unix seconds.
     /// # Errors
     /// [`BackupError`]; what was written then has no end, and readers refuse it.
     pub async fn backup(
