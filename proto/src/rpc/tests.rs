@@ -119,8 +119,9 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "RefreshBundle",
         ],
     ),
+    ("svid.backup.v1.Backup", &["TakeBackup<"]),
     ("svid.status.v1.AgentStatus", &["GetStatus"]),
-    ("svid.status.v1.Status", &["GetStatus", "ListAuthorizedEntries"]),
+    ("svid.status.v1.Status", &["GetStatus", "ListAuthorizedEntries", "ListSuspectedClones"]),
     ("svid.sync.v1.Sync", &["Watch<"]),
 ];
 
