@@ -11,8 +11,9 @@ use svid_core::id::TrustDomain;
 use super::codec::json;
 use super::db::{Conn, Sql, args};
 use super::entries;
+use super::metrics::Operation;
 use super::writer::{Tx, Write};
-use super::{AuthorityRef, BundleMask, DeleteMode, Kind, StoreError};
+use super::{AuthorityRef, BundleMask, DeleteMode, Kind, Store, StoreError};
 
 const X509: i64 = 1;
 const JWT: i64 = 2;
@@ -342,5 +343,130 @@ impl Write for Prune {
             true => Err(StoreError::Conflict("would prune all authorities of a kind")),
             false => Ok(false),
         })
+    }
+}
+
+impl Store {
+    /// Reads a bundle from the database (the directory has it in memory).
+    /// # Errors
+    /// Only the database's.
+    pub async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
+        let work = async {
+            let mut reader = self.0.reads.get().await?;
+            let read = read(&mut reader.conn, trust_domain.as_str());
+            let bundle = self.0.connector.limit(read).await?;
+            reader.done();
+            Ok(bundle)
+        };
+        self.counted(Operation::BundleFetch, work).await
+    }
+
+    /// Adds authorities to a bundle, which is created if need be. What is there already stays as it is.
+    /// # Errors
+    /// Only the database's.
+    pub async fn append_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        x509: Vec<X509Authority>,
+        jwt: Vec<JwtAuthority>,
+    ) -> Result<Bundle, StoreError> {
+        self.counted(Operation::BundleAppend, async {
+            self.write(Append { trust_domain: trust_domain.clone(), x509, jwt }).await?
+        })
+        .await
+    }
+
+    /// Creates a bundle.
+    /// # Errors
+    /// [`StoreError::AlreadyExists`].
+    pub async fn create_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
+        self.counted(Operation::BundleCreate, async {
+            self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Absent }).await?
+        })
+        .await
+    }
+
+    /// Replaces parts of a bundle.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn update_bundle(&self, bundle: Bundle, mask: BundleMask) -> Result<Bundle, StoreError> {
+        self.counted(Operation::BundleUpdate, async {
+            self.write(Put { bundle, mask, expect: Expect::Present }).await?
+        })
+        .await
+    }
+
+    /// Creates or replaces a bundle.
+    /// # Errors
+    /// Only the database's.
+    pub async fn set_bundle(&self, bundle: Bundle) -> Result<Bundle, StoreError> {
+        self.counted(Operation::BundleSet, async {
+            self.write(Put { bundle, mask: BundleMask::ALL, expect: Expect::Any }).await?
+        })
+        .await
+    }
+
+    /// Deletes a bundle.
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::BundleInUse`] in restrict mode.
+    pub async fn delete_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        mode: DeleteMode,
+    ) -> Result<(), StoreError> {
+        self.counted(Operation::BundleDelete, async {
+            self.write(Delete { trust_domain: trust_domain.clone(), mode }).await?
+        })
+        .await
+    }
+
+    /// Marks an authority as no longer to be used.
+    /// # Errors
+    /// [`StoreError::NotFound`] for the bundle or the authority; [`StoreError::Conflict`] if it is marked already.
+    pub async fn taint_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        authority: AuthorityRef,
+    ) -> Result<Bundle, StoreError> {
+        let operation = match &authority {
+            AuthorityRef::X509(_) => Operation::X509Taint,
+            AuthorityRef::Jwt(_) => Operation::JwtTaint,
+        };
+        let work = async {
+            self.write(Discredit { trust_domain: trust_domain.clone(), authority, revoke: false }).await?
+        };
+        self.counted(operation, work).await
+    }
+
+    /// Removes a tainted authority.
+    /// # Errors
+    /// [`StoreError::NotFound`] for the bundle or the authority; [`StoreError::Conflict`] if it is not tainted.
+    pub async fn revoke_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        authority: AuthorityRef,
+    ) -> Result<Bundle, StoreError> {
+        let operation = match &authority {
+            AuthorityRef::X509(_) => Operation::X509Revoke,
+            AuthorityRef::Jwt(_) => Operation::JwtRevoke,
+        };
+        self.counted(operation, async {
+            self.write(Discredit { trust_domain: trust_domain.clone(), authority, revoke: true }).await?
+        })
+        .await
+    }
+
+    /// Removes authorities that ended before a moment; true if something went.
+    /// # Errors
+    /// [`StoreError::Conflict`] if all that could go is the whole of the X.509 or of the JWT authorities.
+    pub async fn prune_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+        ended_before: i64,
+    ) -> Result<bool, StoreError> {
+        self.counted(Operation::BundlePrune, async {
+            self.write(Prune { trust_domain: trust_domain.clone(), ended_before }).await?
+        })
+        .await
     }
 }

@@ -2,13 +2,15 @@
 
 use async_trait::async_trait;
 use svid_core::id::SpiffeId;
+use tokio::sync::mpsc;
 
-use super::answers::{self, ANSWER_SECONDS, Admitted};
+use super::answers::{self, ANSWER_SECONDS, Admitted, MarkUsed, SuspectClone};
 use super::codec::{NODE_COLUMNS, json, node_columns, node_from_row, selectors_json};
 use super::db::{Sql, args};
 use super::entries::{self, Outcome, Prepared};
-use super::writer::{Tx, Write};
-use super::{Kind, NewNode, Node, StoreError};
+use super::metrics::Operation;
+use super::writer::{Committed, Job, Tx, Write};
+use super::{CreateEntry, Kind, NewNode, Node, Store, StoreError};
 
 /// A token, and the alias entry that comes with it.
 pub(super) struct CreateToken {
@@ -296,5 +298,196 @@ impl Write for PruneTokens {
         let aliases: Vec<&String> = gone.iter().flatten().collect();
         entries::delete(tx, &json(&aliases)?).await?;
         Ok(gone.len() as u64)
+    }
+}
+
+impl Store {
+    /// Creates a join token, good until `expires_at`, and its alias entry in one transaction.
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] for the token or the entry.
+    pub async fn create_join_token(
+        &self,
+        token: &str,
+        expires_at: i64,
+        alias: Option<CreateEntry>,
+        now: i64,
+    ) -> Result<(), StoreError> {
+        let work = async {
+            let alias = alias.map(|item| Prepared::new(item, now)).transpose()?;
+            self.write(CreateToken { token: token.to_owned(), expires_at, alias }).await?
+        };
+        self.counted(Operation::TokenCreate, work).await
+    }
+
+    /// Creates the node and consumes the token in one transaction: of many callers with one token, one succeeds, and may
+    /// ask again for its answer.
+    /// # Errors
+    /// [`StoreError::TokenUnknown`], [`StoreError::TokenExpired`], [`StoreError::Banned`]; the token is kept.
+    pub async fn attest_with_join_token(
+        &self,
+        token: &str,
+        node: NewNode,
+        now: i64,
+    ) -> Result<Admitted, StoreError> {
+        let work = self.attest(Attest { node, token: Some(token.to_owned()), now });
+        // Consuming the token and creating the node is one transaction here, two calls in SPIRE's numbers.
+        self.counted(Operation::NodeCreate, self.counted(Operation::TokenDelete, work)).await
+    }
+
+    /// Creates the node, or gives one that attests again its new certificate and selectors.
+    /// # Errors
+    /// [`StoreError::Banned`]; [`StoreError::CannotReattest`] for a known node whose proof is good for one use.
+    pub async fn attest_node(&self, node: NewNode, now: i64) -> Result<Admitted, StoreError> {
+        self.counted(Operation::NodeCreate, self.attest(Attest { node, token: None, now })).await
+    }
+
+    /// Attestations that wait together share a statement, not only a transaction.
+    async fn attest(&self, op: Attest) -> Result<Admitted, StoreError> {
+        let (job, answer) = self.0.attestations.queue(op);
+        if let Some(job) = job {
+            self.send_for_all(job);
+        }
+        let Committed { out, seq } = answer.await.map_err(|_| StoreError::Closed)??;
+        if seq > 0 {
+            self.wait_applied(seq).await;
+        }
+        out
+    }
+
+    /// Sends a job that others wait for as well, whether or not this caller stays.
+    fn send_for_all(&self, job: Box<dyn Job>) {
+        let shared = self.0.clone();
+        match shared.jobs.try_send(job) {
+            // One that cannot be sent tells those who wait.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(job)) => {
+                tokio::spawn(async move { drop(shared.jobs.send(job).await) });
+            }
+        }
+    }
+
+    /// Notes a renewal that was asked for with the certificate `caller`, which stays good until the new one is first
+    /// seen. `seen` is the node's next serial number when the call came in, or empty: in its place, and no other's, the
+    /// new one comes.
+    /// # Errors
+    /// [`StoreError::NotFound`] if the node is gone or banned, or `caller` is not one of its certificates any more;
+    /// [`StoreError::Overtaken`] if another renewal was answered meanwhile.
+    pub async fn renew_node(
+        &self,
+        id: &SpiffeId,
+        caller: &str,
+        seen: &str,
+        serial: &str,
+        expires_at: i64,
+    ) -> Result<(), StoreError> {
+        let change = NodeChange::Renew {
+            caller: caller.to_owned(),
+            seen: seen.to_owned(),
+            serial: serial.to_owned(),
+            ends: expires_at,
+        };
+        let work = async {
+            if self.write(ChangeNode { id: id.clone(), change }).await? {
+                return Ok(());
+            }
+            match self.node(id).await?.map(|node| node.serial) {
+                Some(Serial::Active { current, .. }) if current == caller => Err(StoreError::Overtaken),
+                _ => Err(StoreError::NotFound("agent")),
+            }
+        };
+        self.counted(Operation::NodeUpdate, work).await
+    }
+
+    /// Notes that certificates were seen in use, by IDs and serial numbers; those that are not current any more are
+    /// left out.
+    /// # Errors
+    /// Only the database's.
+    pub async fn mark_used(&self, seen: Vec<(SpiffeId, String)>) -> Result<(), StoreError> {
+        self.write(MarkUsed(seen)).await
+    }
+
+    /// Notes that a certificate of a node showed up that is neither its current nor its next one, if the current one was
+    /// in use before. `is_known`: this process saw it in use. False if it was not, and for a banned node.
+    /// # Errors
+    /// Only the database's.
+    pub async fn suspect_clone(
+        &self,
+        id: &SpiffeId,
+        serial: &str,
+        is_known: bool,
+        now: i64,
+    ) -> Result<bool, StoreError> {
+        self.write(SuspectClone { id: id.clone(), serial: serial.to_owned(), is_known, now }).await
+    }
+
+    /// The next serial number becomes the current one, if it still is the next. True if it did.
+    /// # Errors
+    /// Only the database's.
+    pub async fn activate_serial(&self, id: &SpiffeId, serial: &str) -> Result<bool, StoreError> {
+        self.counted(
+            Operation::NodeUpdate,
+            self.write(ChangeNode { id: id.clone(), change: NodeChange::Activate(serial.to_owned()) }),
+        )
+        .await
+    }
+
+    /// A node that came back with a backup takes a certificate that was issued after it and ends at `expires_at` in place
+    /// of those that the backup knows. False if the node is gone or banned, took another one before, has renewed or
+    /// attested since.
+    /// # Errors
+    /// Only the database's.
+    pub async fn adopt_serial(
+        &self,
+        id: &SpiffeId,
+        serial: &str,
+        expires_at: i64,
+    ) -> Result<bool, StoreError> {
+        let change = NodeChange::Adopt { serial: serial.to_owned(), ends: expires_at };
+        self.counted(Operation::NodeUpdate, self.write(ChangeNode { id: id.clone(), change })).await
+    }
+
+    /// Bans a node until it is deleted.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn ban_node(&self, id: &SpiffeId) -> Result<(), StoreError> {
+        self.counted(Operation::NodeUpdate, self.require_node(id, NodeChange::Ban)).await
+    }
+
+    /// Notes what the agent says it runs.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn set_agent_version(&self, id: &SpiffeId, version: &str) -> Result<(), StoreError> {
+        self.counted(
+            Operation::NodeUpdate,
+            self.require_node(id, NodeChange::AgentVersion(version.to_owned())),
+        )
+        .await
+    }
+
+    async fn require_node(&self, id: &SpiffeId, change: NodeChange) -> Result<(), StoreError> {
+        match self.write(ChangeNode { id: id.clone(), change }).await? {
+            true => Ok(()),
+            false => Err(StoreError::NotFound("agent")),
+        }
+    }
+
+    /// Deletes a node and the alias entry that came with its join token. Returns the node as it was.
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn delete_node(&self, id: &SpiffeId) -> Result<Node, StoreError> {
+        let work = async { self.write(DeleteNode(id.clone())).await?.ok_or(StoreError::NotFound("agent")) };
+        self.counted(Operation::NodeDelete, work).await
+    }
+
+    /// Reads a node from the database (the directory has it in memory).
+    /// # Errors
+    /// Only the database's.
+    pub async fn node(&self, id: &SpiffeId) -> Result<Option<Node>, StoreError> {
+        let work = async {
+            let sql = concat!("SELECT ", node_columns!(), " FROM svid_nodes WHERE spiffe_id = $1");
+            let row = self.fetch_optional(sql, args![id.as_str()]).await?;
+            row.as_ref().map(node_from_row).transpose()
+        };
+        self.counted(Operation::NodeFetch, work).await
     }
 }
