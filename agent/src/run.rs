@@ -93,8 +93,12 @@ pub fn run(loaded: Loaded) -> i32 {
 
 /// Whether the server refused this agent in a way that starting again does not change.
 fn is_put_out(error: &anyhow::Error) -> bool {
+    // A proof that is refused at a first attestation may be good once the server's configuration knows it. Of a ban,
+    // servers tell in words there.
+    if let Some(AttestError::Client(ClientError::Denied { reason, message })) = error.downcast_ref() {
+        return reason.is_some() || message.ends_with("agent is banned");
+    }
     matches!(error.downcast_ref(), Some(ManagerError::PutOut(_)))
-        || matches!(error.downcast_ref(), Some(AttestError::Client(ClientError::Denied { .. })))
 }
 
 /// Before there is a log.

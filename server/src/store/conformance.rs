@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::{ConnectOptions, Connection};
+use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::entry::EntrySpec;
+use svid_core::id::SpiffeId;
 use svid_core::selector::{Selector, SelectorSet};
 
 use super::*;

@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use svid_core::entry::{Entry, EntryId};
-use svid_core::id::{SpiffeId, TrustDomain};
+use svid_core::id::TrustDomain;
 use tokio::sync::{Mutex, mpsc, watch};
 
 pub use answers::{Admitted, Answered};
@@ -47,7 +47,7 @@ pub use servers::{
 pub use types::*;
 
 use attest_batch::Attestations;
-use db::{Conn, Connector, Row, Sql, Value, args};
+use db::{Conn, Connector, Row, Sql, Value};
 use entries::{Outcome, Prepared};
 use metrics::{Operation, StoreMetrics};
 use readers::Readers;

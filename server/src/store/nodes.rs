@@ -10,7 +10,7 @@ use super::db::{Sql, args};
 use super::entries::{self, Outcome, Prepared};
 use super::metrics::Operation;
 use super::writer::{Committed, Job, Tx, Write};
-use super::{CreateEntry, Kind, NewNode, Node, Store, StoreError};
+use super::{CreateEntry, Kind, NewNode, Node, Serial, Store, StoreError};
 
 /// A token, and the alias entry that comes with it.
 pub(super) struct CreateToken {
