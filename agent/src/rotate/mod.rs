@@ -75,16 +75,22 @@ pub struct Rotator {
 }
 
 impl Rotator {
-    /// Looks every few seconds whether it is time, and renews.
+    /// Looks every few seconds, and when a bundle changed, whether it is time, and renews.
     /// # Errors
     /// [`RotateError`] when the agent cannot go on; everything else is tried again.
     pub async fn run(&self) -> Result<(), RotateError> {
         let mut backoff = Backoff::new(INTERVAL, BACKOFF_MAX);
+        let mut bundles = self.cache.bundles();
         loop {
+            bundles.borrow_and_update();
             match self.rotate_if_due().await? {
                 true => {
                     backoff.reset();
-                    tokio::time::sleep(jitter(INTERVAL)).await;
+                    // A tainted authority may be revoked soon, and then this agent could not ask any more.
+                    tokio::select! {
+                        () = tokio::time::sleep(jitter(INTERVAL)) => {}
+                        _ = bundles.changed() => {}
+                    }
                 }
                 false => self.wait(backoff.next_pause()).await,
             }
