@@ -197,7 +197,7 @@ async fn no_request_fails_through_leaf_and_ca_rotation() {
         old.lines().find_map(|line| line.trim().strip_prefix("Authority ID: ")).expect("active").to_owned();
     let next = authority(server, "prepare", None).await;
     // Prepared is in every bundle a moment later; leaves of the old authority rotate once more meanwhile.
-    shown = others(&mesh, &shown).await;
+    others(&mesh, &shown).await;
     authority(server, "activate", Some(&next)).await;
     authority(server, "taint", Some(&old)).await;
     // Activation waited for the new authority to spread, and leaves of the old one rotated meanwhile. What comes after
