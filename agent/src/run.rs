@@ -119,14 +119,17 @@ async fn run_until_signal(config: AgentConfig, log: LogControl, passed: Passed) 
     )?;
     let guard = ClockGuard::new();
     let agent = Agent { config, log, passed, stop: stop.clone(), clock: guard.clock(), guard };
-    let result = tokio::select! {
-        result = agent.run() => result,
+    let mut running = std::pin::pin!(agent.run());
+    let ended = tokio::select! {
+        result = &mut running => Some(result),
+        () = stop.cancelled() => None,
+    };
+    // Said here, whichever of the two came first: an idle agent ends as soon as it is told to.
+    passed::notify(NotifyState::Stopping);
+    let result = match ended {
+        Some(result) => result,
         // Whatever is still starting is dropped; what serves gets the time it takes for open calls to end.
-        () = async {
-            stop.cancelled().await;
-            passed::notify(NotifyState::Stopping);
-            tokio::time::sleep(GRACE).await;
-        } => Ok(()),
+        None => tokio::time::timeout(GRACE, running).await.unwrap_or(Ok(())),
     };
     stop.cancel();
     result

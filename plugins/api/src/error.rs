@@ -13,6 +13,12 @@ pub enum PluginCode {
     Unavailable,
     /// The plugin cannot do this at all.
     Unimplemented,
+    /// Whoever the plugin asked does not accept who it says it is: credentials that are wrong or have ended.
+    Unauthenticated,
+    /// A quota is used up. Trying again does not help before somebody raises it.
+    ResourceExhausted,
+    /// The other side did not answer in time.
+    DeadlineExceeded,
     /// Anything else.
     Internal,
 }
@@ -26,6 +32,9 @@ impl PluginCode {
             Self::FailedPrecondition => "FailedPrecondition",
             Self::Unavailable => "Unavailable",
             Self::Unimplemented => "Unimplemented",
+            Self::Unauthenticated => "Unauthenticated",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::DeadlineExceeded => "DeadlineExceeded",
             Self::Internal => "Internal",
         }
     }

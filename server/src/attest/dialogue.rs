@@ -171,6 +171,9 @@ fn refused(name: &str, error: &PluginError) -> Status {
         PluginCode::FailedPrecondition => Code::FailedPrecondition,
         PluginCode::Unavailable => Code::Unavailable,
         PluginCode::Unimplemented => Code::Unimplemented,
+        PluginCode::Unauthenticated => Code::Unauthenticated,
+        PluginCode::ResourceExhausted => Code::ResourceExhausted,
+        PluginCode::DeadlineExceeded => Code::DeadlineExceeded,
         PluginCode::Internal => Code::Internal,
     };
     Status::new(code, format!("nodeattestor({name}): {}", error.message))

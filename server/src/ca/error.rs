@@ -90,7 +90,9 @@ impl CaError {
         match self {
             Self::NoX509Authority | Self::NoJwtAuthority | Self::UpstreamTimeout(_) | Self::Stopped => true,
             Self::Store(error) => error.is_unavailable,
-            Self::Plugin(error) => error.code == PluginCode::Unavailable,
+            Self::Plugin(error) => {
+                matches!(error.code, PluginCode::Unavailable | PluginCode::DeadlineExceeded)
+            }
             _ => false,
         }
     }
