@@ -111,6 +111,18 @@ async fn an_intermediate_brings_its_chain() {
 }
 
 #[tokio::test]
+async fn keeps_the_promises_of_upstream_authorities() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = root();
+    let plugin = open(write(dir.path(), &root.key, &[&root], None)).unwrap();
+    svid_plugin_api::conformance::upstream_authority(&plugin, &trust_domain()).await;
+    let (upper, dir) = (self::root(), tempfile::tempdir().unwrap());
+    let middle = below(&upper);
+    let plugin = open(write(dir.path(), &middle.key, &[&middle, &upper], Some(&upper))).unwrap();
+    svid_plugin_api::conformance::upstream_authority(&plugin, &trust_domain()).await;
+}
+
+#[tokio::test]
 async fn the_ttl_is_a_wish_within_the_upstreams_life() {
     let dir = tempfile::tempdir().unwrap();
     let root = root();

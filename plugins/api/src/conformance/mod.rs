@@ -1,5 +1,9 @@
 //! One suite per trait, run on every implementation. A broken promise panics with its name.
 
+mod upstream_authority;
+
+pub use upstream_authority::upstream_authority;
+
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
