@@ -67,7 +67,8 @@ impl Groups {
         let mut fetch = false;
         matching.iter().for_each(|id| fetch |= records.acquire(id, now, tick));
         self.revision += 1;
-        let published = watch::Sender::new(build(&matching, records, bundles, self.revision, now));
+        let (update, complete) = build(&matching, records, bundles, self.revision, now);
+        let published = watch::Sender::new(Published { update: Arc::new(update), complete });
         let receiver = published.subscribe();
         let group =
             Group { selectors: Arc::clone(selectors), matching, subscribers: 1, last_used: tick, published };
@@ -131,7 +132,8 @@ impl Groups {
             return Arc::clone(&group.published.borrow().update);
         }
         self.revision += 1;
-        build(&records.matching(selectors), records, bundles, self.revision, now).update
+        let (update, _) = build(&records.matching(selectors), records, bundles, self.revision, now);
+        Arc::new(update)
     }
 
     /// Entries with these selector sets came, changed or went. True if SVIDs have to be fetched.
@@ -191,42 +193,39 @@ impl Groups {
 
 /// Builds anew and, if subscribers would see a difference, hands it to them.
 fn publish(group: &Group, records: &Records, bundles: &Bundles, revision: &mut u64, now: SystemTime) {
-    let next = build(&group.matching, records, bundles, *revision + 1, now);
+    let (mut update, complete) = build(&group.matching, records, bundles, *revision + 1, now);
     group.published.send_if_modified(|published| {
         // The last identity of a workload is not taken away while its successor is being fetched: an answer
         // without identities ends the stream. Newcomers wait.
-        let only_waiting = !next.complete && next.update.identities.is_empty() && !group.matching.is_empty();
+        let only_waiting = !complete && update.identities.is_empty() && !group.matching.is_empty();
         if only_waiting && published.update.valid_until().is_some_and(|end| end > now) {
             published.complete = false;
             return false;
         }
-        let same = is_same(&published.update, &next.update);
-        let changed = !same || published.complete != next.complete;
-        if same {
-            // JWT keys may differ; X.509 subscribers need not hear of them, nor the answer be encoded again.
-            published.update = Arc::new(WorkloadUpdate {
-                identities: next.update.identities.clone(),
-                bundle: Arc::clone(&next.update.bundle),
-                federated: next.update.federated.clone(),
-                x509_response: published.update.x509_response.clone(),
-                revision: published.update.revision,
-            });
-            published.complete = next.complete;
-        } else {
-            *revision += 1;
-            *published = next;
+        let difference = difference(&published.update, &update);
+        if difference != Difference::X509 {
+            // Who follows X.509 only need not hear of it, nor the answer be encoded again.
+            update.x509_response = published.update.x509_response.clone();
+            update.x509_revision = published.update.x509_revision;
         }
+        match difference {
+            Difference::None => update.revision = published.update.revision,
+            Difference::Jwt | Difference::X509 => *revision += 1,
+        }
+        let changed = difference != Difference::None || published.complete != complete;
+        *published = Published { update: Arc::new(update), complete };
         changed
     });
 }
 
+/// What a workload with these entries is given, and whether nothing is missing that a newcomer should wait for.
 fn build(
     matching: &[EntryId],
     records: &Records,
     bundles: &Bundles,
     revision: u64,
     now: SystemTime,
-) -> Published {
+) -> (WorkloadUpdate, bool) {
     let found: Vec<_> = matching.iter().filter_map(|id| records.get(id)).collect();
     let identities: Vec<Identity> = found
         .iter()
@@ -245,8 +244,9 @@ fn build(
         federated,
         x509_response: OnceLock::new(),
         revision,
+        x509_revision: revision,
     };
-    Published { update: Arc::new(update), complete }
+    (update, complete)
 }
 
 fn federated(identities: &[Identity], bundles: &Bundles) -> BTreeMap<TrustDomain, Arc<Bundle>> {
@@ -254,14 +254,37 @@ fn federated(identities: &[Identity], bundles: &Bundles) -> BTreeMap<TrustDomain
     names.filter_map(|name| Some((name.clone(), Arc::clone(bundles.federated.get(name)?)))).collect()
 }
 
-fn is_same(a: &WorkloadUpdate, b: &WorkloadUpdate) -> bool {
+/// What tells two updates apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Difference {
+    None,
+    /// Only keys of JWT-SVIDs.
+    Jwt,
+    X509,
+}
+
+fn difference(a: &WorkloadUpdate, b: &WorkloadUpdate) -> Difference {
     let identity = |a: &Identity, b: &Identity| {
         a.entry.id == b.entry.id && a.entry.hint == b.entry.hint && Arc::ptr_eq(&a.x509, &b.x509)
     };
-    let roots = |a: &Bundle, b: &Bundle| a.x509_authorities == b.x509_authorities;
-    a.identities.len() == b.identities.len()
+    // That an authority is tainted concerns the agent only.
+    let same_roots = |a: &Bundle, b: &Bundle| a.x509_der() == b.x509_der();
+    let keys = |bundle: &Bundle| {
+        let keys = bundle.jwt_authorities.iter();
+        keys.map(|key| (key.key_id.clone(), key.public_key.clone())).collect::<Vec<_>>()
+    };
+    let same_keys = |a: &Bundle, b: &Bundle| keys(a) == keys(b);
+    let all = |same: &dyn Fn(&Bundle, &Bundle) -> bool| {
+        let pairs = a.federated.values().zip(b.federated.values()).chain([(&a.bundle, &b.bundle)]);
+        pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
+    };
+    let same_x509 = a.identities.len() == b.identities.len()
         && a.identities.iter().zip(&b.identities).all(|(a, b)| identity(a, b))
-        && roots(&a.bundle, &b.bundle)
         && a.federated.keys().eq(b.federated.keys())
-        && a.federated.values().zip(b.federated.values()).all(|(a, b)| roots(a, b))
+        && all(&same_roots);
+    match same_x509 {
+        false => Difference::X509,
+        true if all(&same_keys) => Difference::None,
+        true => Difference::Jwt,
+    }
 }

@@ -182,7 +182,7 @@ fn draw(svid: &JwtSvid) -> f64 {
 }
 
 /// The `kid` in a token's header.
-fn kid(token: &str) -> Option<String> {
+pub(super) fn kid(token: &str) -> Option<String> {
     use base64::Engine as _;
     let header = token.split('.').next()?;
     let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header).ok()?;

@@ -128,11 +128,13 @@ impl Cache {
     /// An empty cache that knows the own trust domain's bundle.
     pub fn new(own: Arc<Bundle>, options: CacheOptions) -> Self {
         let bundles = Arc::new(Bundles { own, federated: BTreeMap::new() });
+        let mut taints = Taints::default();
+        taints.learn(&bundles.own, &bundles.own);
         let state = State {
             records: Records::counting(EntryCounters::new(&options.metrics)),
             groups: Groups::default(),
             bundles: Arc::clone(&bundles),
-            taints: Taints::default(),
+            taints,
             tick: 0,
         };
         Self(Arc::new(Inner {
@@ -235,12 +237,7 @@ impl Cache {
 
     /// The trust domains that some entry federates with, each once.
     pub fn federated_names(&self) -> Vec<TrustDomain> {
-        let state = self.state();
-        let mut names: Vec<TrustDomain> =
-            state.records.iter().flat_map(|record| record.entry.federates_with.iter().cloned()).collect();
-        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-        names.dedup();
-        names
+        self.state().records.federated_names().into_iter().cloned().collect()
     }
 
     /// Takes in entries that came or changed, and forgets those that went.
@@ -256,6 +253,9 @@ impl Cache {
         for entry in upserts {
             changed.extend(records.upsert(entry));
         }
+        if !changed.is_empty() && drop_unasked(bundles, records) {
+            self.0.bundles.send_replace(Arc::clone(bundles));
+        }
         groups.entries_changed(&changed, records, bundles, now, *tick);
         records.prefetch(self.0.options.x509_svid_cache_max_size);
         let outdated = records.take_outdated();
@@ -268,11 +268,12 @@ impl Cache {
         self.0.changed.notify_one();
     }
 
-    /// Sets the own bundle and changes the federated ones; those that no entry asks for any more go.
-    pub fn set_bundles(&self, own: Option<Bundle>, federated: Vec<Bundle>) {
+    /// Sets the own bundle, changes federated ones and withdraws some; those that no entry asks for go as well. What
+    /// a tainted authority issued is to be replaced from now on.
+    pub fn set_bundles(&self, own: Option<Bundle>, federated: Vec<Bundle>, withdrawn: &[TrustDomain]) {
         let now = self.0.options.clock.now();
-        let names = self.federated_names();
         let mut state = self.state();
+        let names = state.records.federated_names();
         let mut next = Bundles::clone(&state.bundles);
         if let Some(own) = own.filter(|own| is_another(own, &next.own)) {
             next.own = Arc::new(own);
@@ -283,20 +284,29 @@ impl Cache {
                 next.federated.insert(bundle.trust_domain.clone(), Arc::new(bundle));
             }
         }
-        next.federated.retain(|name, _| names.contains(name));
+        next.federated.retain(|name, _| names.contains(name) && !withdrawn.contains(name));
         if next == *state.bundles {
             return;
         }
-        state.bundles = Arc::new(next);
-        let own = Arc::clone(&state.bundles.own);
-        let tainted_kids = state.taints.learn(&own);
-        let State { records, groups, bundles, .. } = &mut *state;
+        let before = std::mem::replace(&mut state.bundles, Arc::new(next));
+        let State { records, groups, bundles, taints, .. } = &mut *state;
+        let news = taints.learn(&before.own, &bundles.own);
+        self.replace_tainted(taints, &news.x509, records, now);
         groups.bundles_changed(records, bundles, now);
         self.0.bundles.send_replace(Arc::clone(bundles));
         drop(state);
-        self.drop_tainted_tokens(&tainted_kids);
+        self.drop_tainted_tokens(&news.jwt);
         self.0.wanted.notify_one();
         self.0.changed.notify_one();
+    }
+
+    fn replace_tainted(&self, taints: &Taints, x509: &[String], records: &mut Records, now: SystemTime) {
+        let begun = Instant::now();
+        let tainted = taints.schedule(x509, records, now);
+        if !tainted.is_empty() {
+            self.0.metrics.tainted_x509.sample(amount(tainted.len()));
+            self.0.metrics.process_tainted_x509.done("OK", begun.elapsed());
+        }
     }
 
     fn drop_tainted_tokens(&self, kids: &[String]) {
@@ -353,11 +363,12 @@ impl Cache {
         let now = self.0.options.clock.now();
         let target = self.0.options.availability_target;
         let mut state = self.state();
-        let State { records, groups, bundles, tick, .. } = &mut *state;
+        let State { records, groups, bundles, taints, tick, .. } = &mut *state;
         let mut ids = Vec::with_capacity(minted.len());
         for one in minted {
             let id = one.entry.id.clone();
-            if records.store(one, now, *tick, target) {
+            let is_hit = one.identity.as_ref().is_some_and(|identity| taints.is_hit(&identity.svid));
+            if records.store(one, now, *tick, target, is_hit) {
                 ids.push(id);
             }
         }
@@ -367,20 +378,13 @@ impl Cache {
         self.0.changed.notify_one();
     }
 
-    /// Drops what is over, schedules what is tainted and evicts what is too much. To be called every few seconds.
+    /// Drops what is over and evicts what is too much. To be called every few seconds.
     pub fn maintain(&self) {
         let now = self.0.options.clock.now();
         let max = self.0.options.x509_svid_cache_max_size;
         let mut state = self.state();
-        let State { records, groups, bundles, taints, .. } = &mut *state;
+        let State { records, groups, bundles, .. } = &mut *state;
         let mut gone = records.drop_expired(now);
-        let begun = Instant::now();
-        let tainted = taints.schedule(records);
-        if !tainted.is_empty() {
-            self.0.metrics.tainted_x509.sample(amount(tainted.len()));
-            self.0.metrics.process_tainted_x509.done("OK", begun.elapsed());
-        }
-        gone.extend(tainted);
         gone.extend(records.evict(max));
         groups.svids_changed(&gone, records, bundles, now);
         let fetch = records.prefetch(max) || !gone.is_empty();
@@ -453,6 +457,19 @@ impl Cache {
         self.0.changed.notify_one();
         Ok(svid)
     }
+}
+
+/// Forgets the bundles that no entry asks for any more, so that an old one cannot come back. True if there were some.
+fn drop_unasked(bundles: &mut Arc<Bundles>, records: &Records) -> bool {
+    if bundles.federated.is_empty() {
+        return false;
+    }
+    let names = records.federated_names();
+    if bundles.federated.keys().all(|name| names.contains(name)) {
+        return false;
+    }
+    Arc::make_mut(bundles).federated.retain(|name, _| names.contains(name));
+    true
 }
 
 /// The sequence number alone is no difference that anybody could see.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use svid_core::entry::EntryId;
+use svid_core::id::TrustDomain;
 use svid_core::selector::{Selector, SelectorSet};
 use svid_core::x509::X509Svid;
 use tracing::debug;
@@ -15,6 +16,9 @@ use super::types::{AgentEntry, X509Identity};
 /// First and longest pause before a refused SVID is asked for again.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// First and longest pause before an SVID is asked for again that came from a tainted authority.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(300);
 
 /// One entry and what the agent has for it.
 pub(super) struct Record {
@@ -30,6 +34,8 @@ pub(super) struct Record {
     last_access: u64,
     refusals: u32,
     retry_at: Option<SystemTime>,
+    /// How often in a row an SVID came that its authority is no longer to be used for.
+    misses: u32,
 }
 
 impl Record {
@@ -87,6 +93,11 @@ impl Records {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
         self.by_id.values()
+    }
+
+    /// The trust domains that some entry federates with, each once.
+    pub(super) fn federated_names(&self) -> BTreeSet<&TrustDomain> {
+        self.by_id.values().flat_map(|record| &record.entry.federates_with).collect()
     }
 
     /// Entries for workloads.
@@ -147,6 +158,7 @@ impl Records {
             last_access: 0,
             refusals: 0,
             retry_at: None,
+            misses: 0,
         };
         self.by_id.insert(entry.id.clone(), record);
     }
@@ -225,7 +237,12 @@ impl Records {
         let Some(record) = self.by_id.get_mut(id) else { return false };
         record.groups += 1;
         record.last_access = tick;
-        !record.has_usable_svid(now) && self.stale.insert(id.clone())
+        if record.has_usable_svid(now) {
+            return false;
+        }
+        // What was to be replaced some time is now waited for.
+        let was_put_off = record.tainted && record.retry_at.take().is_some();
+        self.stale.insert(id.clone()) || was_put_off
     }
 
     /// A group of subscribers no longer matches this entry, or is gone.
@@ -307,6 +324,7 @@ impl Records {
         now: SystemTime,
         tick: u64,
         target: Option<Duration>,
+        is_tainted: bool,
     ) -> bool {
         let Some(record) = self.by_id.get_mut(&minted.entry.id) else { return false };
         let same =
@@ -337,6 +355,10 @@ impl Records {
             self.stale.remove(&minted.entry.id);
         }
         debug!(entry = %minted.entry.id, spiffe_id = %minted.entry.spiffe_id, "SVID updated");
+        match is_tainted {
+            true => self.look_again(&minted.entry.id, now),
+            false => self.change(&minted.entry.id, |record| record.misses = 0),
+        }
         true
     }
 
@@ -354,12 +376,25 @@ impl Records {
         }
     }
 
-    /// Marks an SVID as issued by a tainted authority: it is replaced as soon as possible.
-    pub(super) fn taint(&mut self, id: &EntryId) {
+    /// Marks an SVID as issued by a tainted authority: it is to be replaced, but not before `not_before`.
+    pub(super) fn taint(&mut self, id: &EntryId, not_before: Option<SystemTime>) {
         let Some(record) = self.by_id.get_mut(id) else { return };
         record.tainted = true;
-        record.retry_at = None;
+        record.retry_at = not_before;
         self.stale.insert(id.clone());
+    }
+
+    /// The SVID that just came is again from a tainted authority. It is served, for there is no better one, and asked
+    /// for again soon, then ever more seldom.
+    pub(super) fn look_again(&mut self, id: &EntryId, now: SystemTime) {
+        let Some(record) = self.by_id.get_mut(id) else { return };
+        let pause = LOOK_AGAIN.saturating_mul(1 << record.misses.min(10)).min(LOOK_AGAIN_MAX);
+        record.misses += 1;
+        let at = record.renew_at.map_or(now + pause, |at| at.min(now + pause));
+        if let Some(before) = record.renew_at.replace(at) {
+            self.renewals.remove(&(before, id.clone()));
+        }
+        self.renewals.insert((at, id.clone()));
     }
 
     /// Drops SVIDs that are over; returns whose.

@@ -8,9 +8,9 @@ use svid_core::bundle::Bundle;
 use svid_proto::svid::sync::v1::Position;
 use tracing::debug;
 
-use super::jwt::{JwtKey, KeptJwt};
+use super::jwt::{JwtKey, KeptJwt, kid};
 use super::metrics::amount;
-use super::{AgentEntry, Bundles, Cache, Minted, X509Identity};
+use super::{AgentEntry, Bundles, Cache, Minted, State, X509Identity};
 use crate::stored::Restored;
 
 /// JWT-SVIDs that are renewed at the same time.
@@ -59,7 +59,7 @@ impl Cache {
             .unzip();
         self.apply(entries, &[]);
         let own = restored.own.map(|stored| join(&self.bundles().borrow().own, &stored));
-        self.set_bundles(own, restored.federated.into_values().map(Arc::unwrap_or_clone).collect());
+        self.set_bundles(own, restored.federated.into_values().map(Arc::unwrap_or_clone).collect(), &[]);
         let minted: Vec<Minted> = {
             let state = self.state();
             let svids = svids.into_iter().flatten();
@@ -70,11 +70,25 @@ impl Cache {
             minted.filter(|minted| !minted.is_over(now)).collect()
         };
         self.store(minted);
+        self.retaint();
         restored.jwts.into_values().for_each(|jwt| self.keep_jwt(jwt));
         self.set_position(restored.position);
     }
 
+    /// What was stored before its authority was tainted is to be replaced as well.
+    fn retaint(&self) {
+        let now = self.0.options.clock.now();
+        let mut state = self.state();
+        let State { records, groups, bundles, taints, .. } = &mut *state;
+        self.replace_tainted(taints, &taints.x509(), records, now);
+        groups.bundles_changed(records, bundles, now);
+    }
+
     pub(super) fn keep_jwt(&self, jwt: Arc<KeptJwt>) {
+        // It was under way while its key was tainted.
+        if kid(&jwt.svid.token).is_some_and(|kid| self.state().taints.has_kid(&kid)) {
+            return;
+        }
         let now = self.0.options.clock.now();
         let mut cache = self.jwt_cache();
         cache.insert(jwt, now);

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod authorities;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
@@ -185,23 +187,6 @@ fn one_refused_entry_does_not_starve_the_others() {
     fixture.forward(1);
     assert_eq!(fixture.fetch(100), ["b"]);
     assert_eq!(ids(&subscription.take().unwrap()), ["a", "b"]);
-}
-
-#[test]
-fn tainted_svids_are_replaced_and_given_to_no_newcomer() {
-    let fixture = Fixture::new(10);
-    fixture.cache.apply(vec![entry("a", "/a", &["unix:uid:1"])], &[]);
-    let mut subscription = fixture.subscribe(&["unix:uid:1"]);
-    fixture.fetch(1000);
-    subscription.take().unwrap();
-    let mut bundle = fixture.ca.bundle();
-    bundle.x509_authorities[0].tainted = true;
-    bundle.sequence_number += 1;
-    fixture.cache.set_bundles(Some(bundle), Vec::new());
-    fixture.cache.maintain();
-    assert!(fixture.subscribe(&["unix:uid:1"]).take().is_none());
-    assert_eq!(fixture.fetch(1000), ["a"]);
-    assert_eq!(ids(&subscription.take().unwrap()), ["a"]);
 }
 
 /// Answers when told to, and counts how often it is asked.

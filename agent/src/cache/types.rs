@@ -70,8 +70,10 @@ pub struct WorkloadUpdate {
     pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
     /// The Workload API's answer, encoded once by the first stream that needs it.
     pub x509_response: OnceLock<Encoded>,
-    /// Another number if and only if what X.509 subscribers see is another.
+    /// Another number if and only if what some subscriber sees is another.
     pub revision: u64,
+    /// Another number if and only if what those see is another who follow X.509 only.
+    pub x509_revision: u64,
 }
 
 impl WorkloadUpdate {

@@ -24,6 +24,17 @@ use super::attest::read_chain;
 use super::{ClientError, ServerClient};
 use crate::cache::{JwtFetchError, JwtSource, JwtSvid};
 
+/// What the server has for another trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FederatedBundle {
+    /// This.
+    Present(Bundle),
+    /// Nothing, or nothing any more.
+    Absent,
+    /// Something that cannot be read: what was there before is still the best known.
+    Malformed,
+}
+
 impl ServerClient {
     /// Tells the server which version this agent is.
     /// # Errors
@@ -53,11 +64,10 @@ impl ServerClient {
         read_bundle(&self.call(get_bundle).await?, self.dialer().trust_domain())
     }
 
-    /// The bundle of a trust domain that some entry federates with; `None` if the server has none or it is
-    /// malformed.
+    /// The bundle of a trust domain that some entry federates with.
     /// # Errors
     /// [`ClientError`].
-    pub async fn federated_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, ClientError> {
+    pub async fn federated_bundle(&self, trust_domain: &TrustDomain) -> Result<FederatedBundle, ClientError> {
         let request = GetFederatedBundleRequest {
             trust_domain: trust_domain.as_str().to_owned(),
             ..Default::default()
@@ -65,14 +75,16 @@ impl ServerClient {
         let answer = self
             .call(|channel| async move { BundleClient::new(channel).get_federated_bundle(request).await });
         match answer.await {
-            Ok(bundle) => Ok(read_bundle(bundle.get_ref(), trust_domain)
-                .inspect_err(|error| {
+            Ok(bundle) => Ok(read_bundle(bundle.get_ref(), trust_domain).map_or_else(
+                |error| {
                     tracing::warn!(%error, %trust_domain, "Received malformed bundle from SPIRE server; are the server and agent versions compatible?");
-                })
-                .ok()),
+                    FederatedBundle::Malformed
+                },
+                FederatedBundle::Present,
+            )),
             Err(ClientError::Status { code: Code::NotFound, message }) => {
                 tracing::warn!(error = %message, %trust_domain, "Federated bundle not found");
-                Ok(None)
+                Ok(FederatedBundle::Absent)
             }
             Err(error) => Err(error),
         }

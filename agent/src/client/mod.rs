@@ -19,6 +19,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 pub use attest::{AttestChannel, Attested};
+pub use calls::FederatedBundle;
 use dial::Connection;
 pub use dial::{Dialer, SharedRoots};
 pub use error::{ClientError, ConnectError, DenyReason};

@@ -138,7 +138,7 @@ impl Rotator {
         let tainted = bundle.x509_authorities.iter().filter(|authority| authority.tainted);
         let keys: Vec<String> = tainted.filter_map(|root| root.parsed().subject_key_id_hex()).collect();
         // An SVID from an untainted authority under the same root cannot be told apart, and SPIRE does not try.
-        let hit = !keys.is_empty() && chains_to(&identity.svid, &keys);
+        let hit = !keys.is_empty() && chains_to(&identity.svid, |id| keys.iter().any(|key| *key == id));
         if hit {
             info!("Agent SVID is tainted by a root authority, forcing rotation");
         }

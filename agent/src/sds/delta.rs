@@ -139,7 +139,8 @@ impl Delta {
             .cloned()
             .collect();
         if !extra.is_empty() {
-            let named = resolve(&self.config, update, Wanted::Named(&extra), form)?;
+            let mut named = resolve(&self.config, update, Wanted::Named(&extra), form)?;
+            named.withdraw(|name| matches!(self.has.get(name), Some(Some(_))), form);
             found.resources.extend(named.resources);
             found.missing = named.missing;
         }

@@ -4,12 +4,17 @@
 //! selectors do. One request may name any mix of identities and bundles.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use prost::Message;
 use prost_types::Any;
-use svid_core::bundle::Bundle;
+use svid_core::bundle::{Bundle, X509Authority};
+use svid_core::id::TrustDomain as CoreTrustDomain;
+use svid_core::key::{KeyType, LocalKey};
 use svid_core::pem;
+use svid_core::x509::{CaSubject, ca};
 use svid_proto::Encoded;
 use svid_proto::envoy::config::core::v3::data_source::Specifier;
 use svid_proto::envoy::config::core::v3::{DataSource, Node, TypedExtensionConfig, node};
@@ -29,6 +34,7 @@ pub(crate) const SECRET_TYPE_URL: &str =
 const VALIDATOR_TYPE_URL: &str =
     "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 const VALIDATOR_NAME: &str = "envoy.tls.cert_validator.spiffe";
+const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const DISABLE_KEY: &str = "disable_spiffe_cert_validation";
 
 /// How bundles are written.
@@ -191,6 +197,44 @@ fn inline(bytes: Vec<u8>) -> Option<DataSource> {
 
 fn pem_of(bundle: &Bundle) -> Vec<u8> {
     pem::certs_to_pem(bundle.x509_authorities.iter().map(|authority| authority.der())).into_bytes()
+}
+
+impl Found {
+    /// Gives those who `had` a trust domain's bundle one that nothing verifies against, now that they may not have it
+    /// any more. Envoy goes on with what it has when a name is refused or removed, so it would trust for ever.
+    pub(crate) fn withdraw(&mut self, had: impl Fn(&str) -> bool, form: Form) {
+        let (withdrawn, missing) = std::mem::take(&mut self.missing)
+            .into_iter()
+            .partition(|name| had(name) && trust_domain_of(name).is_some());
+        self.missing = missing;
+        for name in withdrawn {
+            let bundle = trust_domain_of(&name).and_then(bundle_of_nobody);
+            match bundle {
+                Some(bundle) => self.push(validation_context(&name, &[&bundle], form)),
+                None => self.missing.push(name),
+            }
+        }
+    }
+}
+
+/// The trust domain whose bundle is asked for by `name`.
+fn trust_domain_of(name: &str) -> Option<CoreTrustDomain> {
+    let trust_domain = name.strip_prefix("spiffe://")?.parse::<CoreTrustDomain>().ok()?;
+    (trust_domain.id().as_str() == name).then_some(trust_domain)
+}
+
+/// A bundle with one root, whose key was thrown away when it was made.
+fn bundle_of_nobody(trust_domain: CoreTrustDomain) -> Option<Bundle> {
+    static ROOT: LazyLock<Option<X509Authority>> = LazyLock::new(|| {
+        let nobody = "withdrawn.invalid".parse().ok()?;
+        let key = LocalKey::generate(KeyType::EcP256).ok()?.into_signer();
+        let root =
+            ca::self_signed_ca(&nobody, &CaSubject::default(), A_CENTURY, &*key, SystemTime::now()).ok()?;
+        X509Authority::from_der(&root).ok()
+    });
+    let mut bundle = Bundle::empty(trust_domain);
+    bundle.x509_authorities.push(ROOT.clone()?);
+    Some(bundle)
 }
 
 /// `bundles` is one bundle in the plain form, and any number in the SPIFFE form.

@@ -117,7 +117,10 @@ impl Sotw {
     fn look_up(&self) -> Result<Option<Found>, SdsError> {
         let (Some(asked), Some(update)) = (&self.asked, &self.update) else { return Ok(None) };
         let wanted = if asked.names.is_empty() { Wanted::All } else { Wanted::Named(&asked.names) };
-        let found = resolve(&self.config, update, wanted, Form::of(&self.config, self.node.as_ref()))?;
+        let form = Form::of(&self.config, self.node.as_ref());
+        let mut found = resolve(&self.config, update, wanted, form)?;
+        let had = |name: &str| self.sent.as_ref().is_some_and(|sent| sent.versions.contains_key(name));
+        found.withdraw(had, form);
         match found.missing.is_empty() {
             true => Ok(Some(found)),
             false => Err(SdsError::NotAuthorized(found.missing)),

@@ -43,6 +43,13 @@ impl World {
         self.update_with(identities, self.ca.bundle())
     }
 
+    /// Without federation.
+    fn update_alone(&self, identities: &[Identity]) -> Arc<WorkloadUpdate> {
+        let mut update = Arc::into_inner(self.update(identities)).unwrap();
+        update.federated.clear();
+        Arc::new(update)
+    }
+
     fn update_with(&self, identities: &[Identity], bundle: Bundle) -> Arc<WorkloadUpdate> {
         let partner = Arc::new(self.partner.bundle());
         Arc::new(WorkloadUpdate {
@@ -51,6 +58,7 @@ impl World {
             federated: BTreeMap::from([(partner.trust_domain.clone(), partner)]),
             x509_response: OnceLock::new(),
             revision: 0,
+            x509_revision: 0,
         })
     }
 }
@@ -291,6 +299,37 @@ fn a_lost_identity_ends_the_stream_of_who_named_it() {
     stream.on_update(world.update(&[world.identity("a", "/web")])).unwrap();
     stream.on_request(request(&[WEB])).unwrap().unwrap();
     assert_eq!(stream.on_update(world.update(&[])).unwrap_err(), SdsError::NotAuthorized(vec![WEB.into()]));
+}
+
+/// What is no longer federated is withdrawn: Envoy would go on with what it has if the name were only refused.
+#[test]
+fn a_bundle_that_is_withdrawn_is_replaced_by_one_that_nothing_verifies_against() {
+    let world = World::new();
+    let identity = world.identity("a", "/web");
+    let (with, without) = (world.update(std::slice::from_ref(&identity)), world.update_alone(&[identity]));
+    let mut stream = sotw();
+    stream.on_update(Arc::clone(&with)).unwrap();
+    let first = stream.on_request(request(&[PARTNER])).unwrap().unwrap();
+    let roots = |resource: &Resource| {
+        let Some(secret::Type::ValidationContext(context)) = decode(resource).r#type else {
+            panic!("no context")
+        };
+        let config = context.custom_validator_config.unwrap().typed_config.unwrap();
+        let config = SpiffeCertValidatorConfig::decode(&*config.value).unwrap();
+        assert_eq!(config.trust_domains[0].name, "partner.example");
+        inline(config.trust_domains[0].trust_bundle.clone())
+    };
+    let last = stream.on_update(Arc::clone(&without)).unwrap().unwrap();
+    assert_eq!(names(&last.resources), [PARTNER]);
+    let nobody = roots(&last.resources[0]);
+    assert!(nobody.contains("BEGIN CERTIFICATE") && nobody != roots(&first.resources[0]));
+    assert!(stream.on_request(reply_to(&last, &[PARTNER])).unwrap().is_none());
+    let again = stream.on_update(Arc::clone(&with)).unwrap().unwrap();
+    assert_eq!(roots(&again.resources[0]), roots(&first.resources[0]));
+
+    let mut other = sotw();
+    other.on_update(without).unwrap();
+    assert!(matches!(other.on_request(request(&[PARTNER])), Err(SdsError::NotAuthorized(_))), "never had it");
 }
 
 #[test]

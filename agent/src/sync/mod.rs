@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::attest::{BootstrapUse, Store, StoreError, show_bootstrap, waited_for_rebootstrap};
 use crate::backoff::{Backoff, jitter};
 use crate::cache::Cache;
-use crate::client::{ClientError, ServerClient};
+use crate::client::{ClientError, FederatedBundle, ServerClient};
 use crate::config::{Rebootstrap, RebootstrapMode};
 
 use entries::{Changes, Held};
@@ -158,11 +158,18 @@ impl Synchronizer {
         };
         let fetches = federated.into_iter().map(|name| {
             let client = self.client.clone();
-            async move { client.federated_bundle(&name).await }
+            async move { client.federated_bundle(&name).await.map(|answer| (name, answer)) }
         });
-        let federated: Vec<_> =
+        let answers: Vec<_> =
             futures_util::stream::iter(fetches).buffer_unordered(BUNDLE_WORKERS).try_collect().await?;
-        let federated: Vec<_> = federated.into_iter().flatten().collect();
+        let (mut federated, mut withdrawn) = (Vec::new(), Vec::new());
+        for (name, answer) in answers {
+            match answer {
+                FederatedBundle::Present(bundle) => federated.push(bundle),
+                FederatedBundle::Absent => withdrawn.push(name),
+                FederatedBundle::Malformed => {}
+            }
+        }
         #[allow(clippy::cast_precision_loss)]
         self.metrics.set_gauge(&["sync_bundles_total"], (federated.len() + 1) as f64, &[]);
         if let Some(own) = &own {
@@ -174,7 +181,7 @@ impl Synchronizer {
             self.client.roots().set(own);
             self.remember(own)?;
         }
-        self.cache.set_bundles(own, federated);
+        self.cache.set_bundles(own, federated, &withdrawn);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -175,6 +176,8 @@ fn update_of(
         expires_at: 0,
         tainted: false,
     });
+    static REVISION: AtomicU64 = AtomicU64::new(0);
+    let revision = REVISION.fetch_add(1, Ordering::Relaxed);
     let foreign = Arc::new(partner.bundle());
     let federated = match identities {
         [] => BTreeMap::new(),
@@ -185,7 +188,8 @@ fn update_of(
         bundle: Arc::new(bundle),
         federated,
         x509_response: OnceLock::new(),
-        revision: 0,
+        revision,
+        x509_revision: revision,
     })
 }
 

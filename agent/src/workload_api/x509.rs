@@ -30,8 +30,14 @@ impl WorkloadApi {
     ) -> Result<Response<Responses<Encoded>>, Status> {
         let selectors = self.gate.admit(&caller, FETCH_X509_SVID).await?;
         let updates = self.gate.source.subscribe(Arc::clone(&selectors));
-        let session =
-            Session { gate: Arc::clone(&self.gate), caller, selectors, updates, _open: OpenStream::new() };
+        let session = Session {
+            gate: Arc::clone(&self.gate),
+            caller,
+            selectors,
+            updates,
+            sent: None,
+            _open: OpenStream::new(),
+        };
         Ok(Response::new(session.into_stream()))
     }
 
@@ -54,6 +60,8 @@ struct Session {
     caller: Arc<Connection>,
     selectors: Arc<SelectorSet>,
     updates: Box<dyn Updates>,
+    /// The revision that was sent last.
+    sent: Option<u64>,
     _open: OpenStream,
 }
 
@@ -70,7 +78,11 @@ impl Session {
     }
 
     async fn next(&mut self) -> Result<Encoded, Status> {
-        let update = self.updates.next().await;
+        let mut update = self.updates.next().await;
+        while self.sent == Some(update.x509_revision) {
+            update = self.updates.next().await;
+        }
+        self.sent = Some(update.x509_revision);
         if update.identities.is_empty() {
             return Err(self.gate.no_identity(&self.caller, &self.selectors));
         }
