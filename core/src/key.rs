@@ -10,6 +10,8 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair, RsaKeyPair};
 use zeroize::Zeroizing;
 
+use crate::remote::RemoteSigner;
+
 /// The key types SPIRE configures by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyType {
@@ -60,6 +62,18 @@ pub enum KeyError {
     /// Signing failed inside the crypto library.
     #[error("signing failed")]
     Sign,
+    /// The key lives elsewhere, and its signature has to be awaited: see [`crate::remote`].
+    #[error("the key does not sign inline: it lives in a key service")]
+    Remote,
+    /// The service that keeps the key did not answer or is overloaded. The same request may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The service that keeps the key refused to sign, in these words.
+    #[error("{0}")]
+    Refused(String),
+    /// What the key's keeper returned is no signature by that key.
+    #[error("the key manager returned a signature that is not by the key that was asked for")]
+    OtherKey,
 }
 
 /// A PKCS#8 key in DER: wiped on drop, silent in `Debug`, and on purpose not `Clone`.
@@ -83,7 +97,8 @@ impl fmt::Debug for PrivateKeyDer {
     }
 }
 
-/// Signs with one immutable key. The algorithm follows from the key's type.
+/// Signs with one immutable key. The algorithm follows from the key's type. A key that lives in another process or
+/// machine signs through [`Signer::remote`] only.
 pub trait Signer: Send + Sync {
     /// The key's type.
     fn key_type(&self) -> KeyType;
@@ -91,12 +106,17 @@ pub trait Signer: Send + Sync {
     fn public_key_der(&self) -> &[u8];
     /// Signs `message` as an X.509 signature: ECDSA in ASN.1 form, or RSA PKCS#1 v1.5.
     /// # Errors
-    /// [`KeyError::Sign`] if the library or the key's keeper refuses.
+    /// [`KeyError::Sign`] if the library refuses, [`KeyError::Remote`] if the key lives elsewhere.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
     /// Signs `message` as a JWS signature: ECDSA as r and s of fixed length, or RSA PKCS#1 v1.5.
     /// # Errors
-    /// [`KeyError::Sign`].
+    /// As [`Signer::sign`].
     fn sign_jws(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
+    /// For a key that lives elsewhere: the half that signs. Use it through [`crate::remote::sign`] and
+    /// [`crate::remote::sign_jws`], which take keys of both kinds.
+    fn remote(&self) -> Option<&dyn RemoteSigner> {
+        None
+    }
 }
 
 impl fmt::Debug for dyn Signer {

@@ -11,6 +11,7 @@ pub mod jwt;
 pub mod key;
 pub mod libpq;
 pub mod pem;
+pub mod remote;
 pub mod rotation;
 pub mod selector;
 pub mod x509;

@@ -7,6 +7,7 @@ mod validate;
 pub(crate) use jwk::{Jwk, JwkError, spki_to_jwk, to_indented_json};
 pub use sign::{
     JwtSigner, JwtSvid, MAX_AUDIENCE_BYTES, check_audience_length, new_jti, new_kid, sign_jwt_svid,
+    sign_jwt_svid_awaited,
 };
 pub use validate::{JwtKeySource, MAX_TOKEN_BYTES, ParsedJwt, ValidatedJwt, validate};
 

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use super::{JwtError, MAX_TOKEN_BYTES};
 use crate::id::SpiffeId;
 use crate::key::{KeyError, KeyType, Signer};
+use crate::remote;
 
 /// Most bytes of all audiences of a token together: no verifier reads a token of more than 64 KiB.
 pub const MAX_AUDIENCE_BYTES: usize = 32 * 1024;
@@ -108,7 +109,7 @@ impl std::fmt::Debug for JwtSvid {
     }
 }
 
-/// Signs a JWT-SVID for `ttl` from `now`, capped at the key's end. Empty audiences are dropped, as SPIRE does.
+/// Signs a JWT-SVID with a local key, for `ttl` from `now`, capped at the key's end. Empty audiences are dropped, as SPIRE does.
 /// # Errors
 /// [`JwtError::AudienceRequired`], [`JwtError::AudienceLength`], [`JwtError::NoPath`], [`JwtError::NoLife`],
 /// [`JwtError::Time`] or [`JwtError::Key`].
@@ -120,6 +121,53 @@ pub fn sign_jwt_svid(
     now: SystemTime,
     jti: Option<&str>,
 ) -> Result<JwtSvid, JwtError> {
+    let draft = draft(key, id, audience, ttl, now, jti)?;
+    let signature = key.signer.sign_jws(draft.signed.as_bytes())?;
+    Ok(draft.finish(id, &signature))
+}
+
+/// As [`sign_jwt_svid`], with a key that lives here or elsewhere.
+/// # Errors
+/// As [`sign_jwt_svid`].
+pub async fn sign_jwt_svid_awaited(
+    key: &JwtSigner,
+    id: &SpiffeId,
+    audience: &[String],
+    ttl: Duration,
+    now: SystemTime,
+    jti: Option<&str>,
+) -> Result<JwtSvid, JwtError> {
+    let draft = draft(key, id, audience, ttl, now, jti)?;
+    let signature = remote::sign_jws(&*key.signer, draft.signed.as_bytes()).await?;
+    Ok(draft.finish(id, &signature))
+}
+
+/// A token that lacks its signature only.
+struct Draft {
+    /// Header and claims, as they are signed.
+    signed: String,
+    issued: u64,
+    expires: u64,
+}
+
+impl Draft {
+    fn finish(self, id: &SpiffeId, signature: &[u8]) -> JwtSvid {
+        let Self { signed: mut token, issued, expires } = self;
+        token.push('.');
+        B64.encode_string(signature, &mut token);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        JwtSvid { token, id: id.clone(), issued_at: at(issued), expires_at: at(expires) }
+    }
+}
+
+fn draft(
+    key: &JwtSigner,
+    id: &SpiffeId,
+    audience: &[String],
+    ttl: Duration,
+    now: SystemTime,
+    jti: Option<&str>,
+) -> Result<Draft, JwtError> {
     if id.path().is_empty() {
         return Err(JwtError::NoPath);
     }
@@ -139,12 +187,7 @@ pub fn sign_jwt_svid(
     if token.len() > MAX_TOKEN_BYTES - MAX_SIGNATURE_CHARS {
         return Err(JwtError::AudienceLength);
     }
-    let signature = key.signer.sign_jws(token.as_bytes())?;
-    token.push('.');
-    B64.encode_string(signature, &mut token);
-
-    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    Ok(JwtSvid { token, id: id.clone(), issued_at: at(issued), expires_at: at(expires) })
+    Ok(Draft { signed: token, issued, expires })
 }
 
 /// Claims in alphabetical order, as SPIRE's map marshals.

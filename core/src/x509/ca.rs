@@ -8,7 +8,7 @@ use super::issue::{self, IssueError, TbsParts};
 use super::name::{self, COMMON_NAME, COUNTRY, ORGANIZATION, ORGANIZATIONAL_UNIT, SERIAL_NUMBER};
 use super::signature;
 use crate::id::TrustDomain;
-use crate::key::{KeyError, Signer};
+use crate::key::{KeyError, KeyType, Signer};
 
 /// A CA's subject, as `ca_subject` configures it. Empty fields are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +107,36 @@ pub fn check_ca_cert(
     Ok(())
 }
 
-/// Makes and verifies a self-signed CA certificate. The subject gets the serial number as an attribute, so that no two
-/// CAs of a trust domain share a name.
+/// A CA certificate that lacks its signature only.
+pub(super) struct CaDraft<'a> {
+    tbs: Vec<u8>,
+    algorithm: Vec<u8>,
+    trust_domain: &'a TrustDomain,
+    public_key_der: &'a [u8],
+    issuer_key_der: &'a [u8],
+    now: SystemTime,
+}
+
+impl CaDraft<'_> {
+    /// Signs with a local key, and verifies all the same.
+    pub(super) fn sign(&self, signer: &dyn Signer) -> Result<Vec<u8>, IssueError> {
+        self.checked(signature::sign_der(&self.tbs, signer, &self.algorithm)?)
+    }
+
+    /// As [`CaDraft::sign`], with a key that lives here or elsewhere.
+    pub(super) async fn sign_awaited(&self, signer: &dyn Signer) -> Result<Vec<u8>, IssueError> {
+        self.checked(signature::sign_der_awaited(&self.tbs, signer, &self.algorithm).await?)
+    }
+
+    fn checked(&self, der: Vec<u8>) -> Result<Vec<u8>, IssueError> {
+        check_ca_cert(&ParsedCert::from_der(&der)?, self.trust_domain, self.public_key_der, self.now)?;
+        signature::verify_cert(&der, self.issuer_key_der)?;
+        Ok(der)
+    }
+}
+
+/// Makes and verifies a self-signed CA certificate with a local key. The subject gets the serial number as an
+/// attribute, so that no two CAs of a trust domain share a name.
 /// # Errors
 /// [`IssueError`].
 pub fn self_signed_ca(
@@ -118,12 +146,36 @@ pub fn self_signed_ca(
     signer: &dyn Signer,
     now: SystemTime,
 ) -> Result<Vec<u8>, IssueError> {
+    draft_self_signed(trust_domain, subject, ttl, signer, now)?.sign(signer)
+}
+
+/// As [`self_signed_ca`], with a key that lives here or elsewhere.
+/// # Errors
+/// [`IssueError`].
+pub async fn self_signed_ca_awaited(
+    trust_domain: &TrustDomain,
+    subject: &CaSubject,
+    ttl: Duration,
+    signer: &dyn Signer,
+    now: SystemTime,
+) -> Result<Vec<u8>, IssueError> {
+    draft_self_signed(trust_domain, subject, ttl, signer, now)?.sign_awaited(signer).await
+}
+
+fn draft_self_signed<'a>(
+    trust_domain: &'a TrustDomain,
+    subject: &CaSubject,
+    ttl: Duration,
+    signer: &'a dyn Signer,
+    now: SystemTime,
+) -> Result<CaDraft<'a>, IssueError> {
     let serial = issue::new_serial()?;
     let subject = subject.to_der(&cert::decimal(&serial));
     let public_key = PublicKey::of(signer)?;
+    let algorithm = signature::signature_algorithm(signer.key_type());
     let parts = TbsParts {
         serial: &serial,
-        algorithm: &signature::signature_algorithm(signer.key_type()),
+        algorithm: &algorithm,
         issuer: &subject,
         life: issue::capped_life(ttl, now.checked_add(ttl).ok_or(IssueError::Time)?, now)?,
         subject: &subject,
@@ -131,14 +183,12 @@ pub fn self_signed_ca(
         authority_key_id: &csr::key_id_of(&public_key),
     };
     let tbs = parts.write(issue::write_ca_usage, Some(trust_domain.id().as_str()), &[])?;
-    let der = signature::sign_der(&tbs, signer, parts.algorithm)?;
-    check_ca_cert(&ParsedCert::from_der(&der)?, trust_domain, signer.public_key_der(), now)?;
-    signature::verify_cert(&der, signer.public_key_der())?;
-    Ok(der)
+    let key = signer.public_key_der();
+    Ok(CaDraft { tbs, algorithm, trust_domain, public_key_der: key, issuer_key_der: key, now })
 }
 
-/// A CSR for a CA certificate of `trust_domain`, to be sent to an upstream authority. Its subject gets a random serial
-/// number as an attribute, so that each CA has a name of its own.
+/// A CSR for a CA certificate of `trust_domain`, to be sent to an upstream authority, with a local key. Its subject gets
+/// a random serial number as an attribute, so that each CA has a name of its own.
 /// # Errors
 /// [`KeyError::Sign`] or [`KeyError::Generate`].
 pub fn ca_csr(
@@ -146,12 +196,33 @@ pub fn ca_csr(
     subject: &CaSubject,
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, KeyError> {
-    let serial = cert::decimal(&issue::new_serial()?);
-    csr::make_csr_for(signer, &subject.to_der(&serial), Some(trust_domain.id().as_str()), &[])
+    let content = ca_csr_content(trust_domain, subject, signer)?;
+    signature::sign_der(&content, signer, &signature::signature_algorithm(signer.key_type()))
 }
 
-/// Signs a CA certificate below `parent` (DER). `subject` is the CSR's Name, kept as it is; where it has no serial
-/// number, that of the certificate is added.
+/// As [`ca_csr`], with a key that lives here or elsewhere.
+/// # Errors
+/// [`KeyError`].
+pub async fn ca_csr_awaited(
+    trust_domain: &TrustDomain,
+    subject: &CaSubject,
+    signer: &dyn Signer,
+) -> Result<Vec<u8>, KeyError> {
+    let content = ca_csr_content(trust_domain, subject, signer)?;
+    signature::sign_der_awaited(&content, signer, &signature::signature_algorithm(signer.key_type())).await
+}
+
+fn ca_csr_content(
+    trust_domain: &TrustDomain,
+    subject: &CaSubject,
+    signer: &dyn Signer,
+) -> Result<Vec<u8>, KeyError> {
+    let subject = subject.to_der(&cert::decimal(&issue::new_serial()?));
+    Ok(csr::csr_content(signer.public_key_der(), &subject, Some(trust_domain.id().as_str()), &[]))
+}
+
+/// Signs a CA certificate below `parent` (DER) with a local key. `subject` is the CSR's Name, kept as it is; where it
+/// has no serial number, that of the certificate is added.
 /// # Errors
 /// [`IssueError`].
 pub fn sign_ca(
@@ -166,16 +237,16 @@ pub fn sign_ca(
     if parent.public_key_der() != parent_signer.public_key_der() {
         return Err(IssueError::CaProfile("certificate is not for the signing key"));
     }
-    sign_ca_with_subject(&parent, parent_signer, template, subject, now)
+    draft_ca(&parent, parent_signer.key_type(), template, subject, now)?.sign(parent_signer)
 }
 
-pub(super) fn sign_ca_with_subject(
-    parent: &ParsedCert,
-    parent_signer: &dyn Signer,
-    template: &CaTemplate,
+pub(super) fn draft_ca<'a>(
+    parent: &'a ParsedCert,
+    parent_key: KeyType,
+    template: &'a CaTemplate,
     subject: &[u8],
     now: SystemTime,
-) -> Result<Vec<u8>, IssueError> {
+) -> Result<CaDraft<'a>, IssueError> {
     if parent.life().is_over(now) {
         return Err(IssueError::AuthorityExpired);
     }
@@ -185,9 +256,10 @@ pub(super) fn sign_ca_with_subject(
         Some(id) => id.to_vec(),
         None => cert::key_id(parent.public_key_der()).ok_or(CertError::Malformed)?.to_vec(),
     };
+    let algorithm = signature::signature_algorithm(parent_key);
     let parts = TbsParts {
         serial: &serial,
-        algorithm: &signature::signature_algorithm(parent_signer.key_type()),
+        algorithm: &algorithm,
         issuer: parent.subject_der(),
         life: issue::capped_life(template.ttl, parent.life().not_after, now)?,
         subject: &subject,
@@ -195,11 +267,14 @@ pub(super) fn sign_ca_with_subject(
         authority_key_id: &parent_key_id,
     };
     let tbs = parts.write(issue::write_ca_usage, Some(template.trust_domain.id().as_str()), &[])?;
-    let der = signature::sign_der(&tbs, parent_signer, parts.algorithm)?;
-    let signed = ParsedCert::from_der(&der)?;
-    check_ca_cert(&signed, &template.trust_domain, template.public_key.spki(), now)?;
-    signature::verify_cert(&der, parent.public_key_der())?;
-    Ok(der)
+    Ok(CaDraft {
+        tbs,
+        algorithm,
+        trust_domain: &template.trust_domain,
+        public_key_der: template.public_key.spki(),
+        issuer_key_der: parent.public_key_der(),
+        now,
+    })
 }
 
 fn with_serial(subject: &[u8], serial: &str) -> Result<Vec<u8>, IssueError> {

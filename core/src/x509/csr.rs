@@ -12,9 +12,9 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use super::cert::{CertError, read_san};
 use super::der::{self, SEQUENCE, Writer};
 use super::name;
-use super::signature::{self, sign_der, signature_algorithm};
+use super::signature;
 use crate::id::SpiffeId;
-use crate::key::{KeyError, Signer};
+use crate::key::Signer;
 
 /// Largest CSR we read, in bytes.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
@@ -296,19 +296,19 @@ pub(crate) fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     w.into_bytes()
 }
 
-/// A CSR with a subject that may repeat attributes, which [`super::request`] cannot say.
-pub(super) fn make_csr_for(
-    signer: &dyn Signer,
+/// The content of a CSR with a subject that may repeat attributes, which [`super::request`] cannot say.
+pub(super) fn csr_content(
+    public_key_der: &[u8],
     subject: &[u8],
     uri: Option<&str>,
     dns: &[String],
-) -> Result<Vec<u8>, KeyError> {
+) -> Vec<u8> {
     const ATTRIBUTES: u8 = 0xa0;
     let mut w = Writer::with_capacity(512);
     w.nest(SEQUENCE, |w| {
         w.unsigned(&[0]);
         w.raw(subject);
-        w.raw(signer.public_key_der());
+        w.raw(public_key_der);
         w.nest(ATTRIBUTES, |w| {
             if uri.is_none() && dns.is_empty() {
                 return;
@@ -319,5 +319,5 @@ pub(super) fn make_csr_for(
             });
         });
     });
-    sign_der(&w.into_bytes(), signer, &signature_algorithm(signer.key_type()))
+    w.into_bytes()
 }

@@ -179,6 +179,11 @@ impl Authority {
         &self.signer
     }
 
+    /// True if the key lives in this process: signing then needs no waiting, and [`Prepared::sign`] does it.
+    pub fn signs_inline(&self) -> bool {
+        self.signer.remote().is_none()
+    }
+
     /// Checks a leaf's template and fixes its serial and validity. Signs nothing.
     /// # Errors
     /// [`IssueError`] names what is wrong with the template or the authority.
@@ -256,8 +261,32 @@ impl Authority {
         template: CaTemplate,
         now: SystemTime,
     ) -> Result<CertChain, IssueError> {
+        let draft = self.draft_downstream_ca(&template, now)?;
+        self.below(draft.sign(self.signer.as_ref())?)
+    }
+
+    /// As [`Authority::issue_downstream_ca`], with a key that lives here or elsewhere.
+    /// # Errors
+    /// [`IssueError`].
+    pub async fn issue_downstream_ca_awaited(
+        &self,
+        template: CaTemplate,
+        now: SystemTime,
+    ) -> Result<CertChain, IssueError> {
+        let draft = self.draft_downstream_ca(&template, now)?;
+        self.below(draft.sign_awaited(self.signer.as_ref()).await?)
+    }
+
+    fn draft_downstream_ca<'a>(
+        &'a self,
+        template: &'a CaTemplate,
+        now: SystemTime,
+    ) -> Result<ca::CaDraft<'a>, IssueError> {
         let subject = ca::downstream_subject(self.cert.subject_der(), self.chain.len().max(1))?;
-        let der = ca::sign_ca_with_subject(&self.cert, self.signer.as_ref(), &template, &subject, now)?;
+        ca::draft_ca(&self.cert, self.signer.key_type(), template, &subject, now)
+    }
+
+    fn below(&self, der: Vec<u8>) -> Result<CertChain, IssueError> {
         Ok(CertChain::from_certs(std::iter::once(der).chain(self.chain.iter().cloned()))?)
     }
 }
@@ -293,13 +322,28 @@ impl Prepared<'_> {
         &self.id
     }
 
-    /// Signs, reads the result and compares it with the template. One check buys one signature.
+    /// Signs with a local key, reads the result and compares it with the template. One check buys one signature.
     /// # Errors
     /// [`IssueError::Key`] if the signer refuses, [`IssueError::Differs`] or [`IssueError::Profile`] if what came out
     /// is not what was asked for.
     pub fn sign(self) -> Result<X509Svid, IssueError> {
         let authority = self.authority;
         let der = signature::sign_der(&self.tbs, authority.signer.as_ref(), &authority.algorithm)?;
+        self.finish(der)
+    }
+
+    /// As [`Prepared::sign`], with a key that lives here or elsewhere. What comes from elsewhere is verified.
+    /// # Errors
+    /// As [`Prepared::sign`].
+    pub async fn sign_awaited(self) -> Result<X509Svid, IssueError> {
+        let authority = self.authority;
+        let signed = signature::sign_der_awaited(&self.tbs, authority.signer.as_ref(), &authority.algorithm);
+        let der = signed.await?;
+        self.finish(der)
+    }
+
+    fn finish(self, der: Vec<u8>) -> Result<X509Svid, IssueError> {
+        let authority = self.authority;
         let leaf = ParsedCert::from_der(&der)?;
         let id = svid::check_leaf(&leaf)?;
         self.compare(&leaf, &id)?;

@@ -10,6 +10,7 @@ use super::csr::{PublicKey, PublicKeyKind};
 use super::der::{SEQUENCE, Writer};
 use super::issue::IssueError;
 use crate::key::{KeyError, KeyType, Signer};
+use crate::remote;
 
 /// SHA-2 with the key types we accept, as OID contents.
 const ECDSA_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
@@ -71,14 +72,26 @@ pub(super) fn signature_algorithm(kind: KeyType) -> Vec<u8> {
     w.into_bytes()
 }
 
-/// Signs `tbs` and puts it, the algorithm and the signature together, as certificates and CSRs are.
+/// Signs `tbs` with a local key and puts it, the algorithm and the signature together, as certificates and CSRs are.
 pub(super) fn sign_der(tbs: &[u8], signer: &dyn Signer, algorithm: &[u8]) -> Result<Vec<u8>, KeyError> {
-    let signature = signer.sign(tbs)?;
+    Ok(put_together(tbs, algorithm, &signer.sign(tbs)?))
+}
+
+/// As [`sign_der`], with a key that lives here or elsewhere.
+pub(super) async fn sign_der_awaited(
+    tbs: &[u8],
+    signer: &dyn Signer,
+    algorithm: &[u8],
+) -> Result<Vec<u8>, KeyError> {
+    Ok(put_together(tbs, algorithm, &remote::sign(signer, tbs).await?))
+}
+
+fn put_together(tbs: &[u8], algorithm: &[u8], signature: &[u8]) -> Vec<u8> {
     let mut w = Writer::with_capacity(tbs.len() + signature.len() + 32);
     w.nest(SEQUENCE, |w| {
         w.raw(tbs);
         w.raw(algorithm);
-        w.bit_string(&signature);
+        w.bit_string(signature);
     });
-    Ok(w.into_bytes())
+    w.into_bytes()
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use svid_core::key::{KeyError, KeyType, Signer};
+use svid_core::remote::{RemoteSigner, SignFuture};
 use svid_plugin_api::{KeyManager, PluginError};
 use zeroize::Zeroizing;
 
@@ -91,8 +92,7 @@ impl ObservedSigner {
     fn measure(&self, sign: impl FnOnce() -> Result<Vec<u8>, KeyError>) -> Result<Vec<u8>, KeyError> {
         let begun = Instant::now();
         let result = sign();
-        let status = if result.is_ok() { "OK" } else { "Internal" };
-        (self.observer)(KeyOperation::Sign, status, begun.elapsed());
+        (self.observer)(KeyOperation::Sign, status(&result), begun.elapsed());
         result
     }
 }
@@ -112,6 +112,32 @@ impl Signer for ObservedSigner {
 
     fn sign_jws(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         self.measure(|| self.inner.sign_jws(message))
+    }
+
+    fn remote(&self) -> Option<&dyn RemoteSigner> {
+        self.inner.remote().map(|_| self as &dyn RemoteSigner)
+    }
+}
+
+impl RemoteSigner for ObservedSigner {
+    fn sign<'a>(&'a self, message: &'a [u8]) -> SignFuture<'a> {
+        Box::pin(async move {
+            let begun = Instant::now();
+            let result = match self.inner.remote() {
+                Some(remote) => remote.sign(message).await,
+                None => self.inner.sign(message),
+            };
+            (self.observer)(KeyOperation::Sign, status(&result), begun.elapsed());
+            result
+        })
+    }
+}
+
+fn status(result: &Result<Vec<u8>, KeyError>) -> &'static str {
+    match result {
+        Ok(_) => "OK",
+        Err(KeyError::Unavailable(_)) => "Unavailable",
+        Err(_) => "Internal",
     }
 }
 

@@ -68,6 +68,7 @@ pub fn ca(message: &str, error: &CaError) -> Status {
     let code = match error {
         CaError::JwtDisabled => Code::Unimplemented,
         CaError::Stopped => Code::Unavailable,
+        error if error.is_key_unavailable() => Code::Unavailable,
         CaError::HasUpstream(_) => Code::FailedPrecondition,
         CaError::AuthorityIdMissing
         | CaError::AuthorityIdUnexpected
@@ -76,7 +77,7 @@ pub fn ca(message: &str, error: &CaError) -> Status {
         | CaError::NotOld(_) => Code::InvalidArgument,
         _ => Code::Internal,
     };
-    let own_words = !matches!(code, Code::Internal);
+    let own_words = !matches!(code, Code::Internal) && !error.is_key_unavailable();
     if !own_words {
         tracing::error!(error = %svid_daemon::log::chain(error), "{message}");
         return status(code, message, Some(error));

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::{self, StreamExt as _};
 use svid_core::clock::unix_seconds;
 use svid_core::entry::{Entry, check_dns_name};
 use svid_core::id::SpiffeId;
 use svid_core::jwt::{JwtSvid, check_audience_length};
-use svid_core::x509::{CsrError, VerifiedCsr, X509Svid};
+use svid_core::x509::{CsrError, PublicKey, VerifiedCsr, X509Svid};
 use svid_proto::convert::{id_to_wire, require_workload, workload_id, x509_svid_to_wire};
 use svid_proto::spire::api::server::svid::v1::{self as wire, svid_server::Svid};
 use svid_proto::spire::api::types;
@@ -30,8 +31,35 @@ const NO_WIT: &str = "WIT functionality is disabled";
 
 type Item = Result<types::X509svid, Status>;
 
-/// Signs one item of a batch. The entry decides everything but the key.
+/// Signs one item of a batch with a key that lives here. The entry decides everything but the key.
 fn sign_item(context: &Context, agent: &SpiffeId, item: &wire::NewX509svidParams, now: SystemTime) -> Item {
+    let (entry, key) = check_item(context, agent, item, now)?;
+    let request = X509SvidRequest::for_entry(&entry.spec);
+    let signed = context.ca.sign_workload_x509_inline(&request, key, now);
+    signed_item(signed, &entry, agent)
+}
+
+/// As [`sign_item`], with a key that lives elsewhere.
+async fn sign_item_awaited(context: &Context, agent: &SpiffeId, item: wire::NewX509svidParams) -> Item {
+    let now = context.clock.now();
+    let (entry, key) = check_item(context, agent, &item, now)?;
+    let request = X509SvidRequest::for_entry(&entry.spec);
+    let signed = context.ca.sign_workload_x509(&request, key, now).await;
+    signed_item(signed, &entry, agent)
+}
+
+fn signed_item(signed: Result<X509Svid, CaError>, entry: &Entry, agent: &SpiffeId) -> Item {
+    let svid = signed.map_err(|error| sign_failed(&error))?;
+    log_issued(&svid, entry, agent);
+    Ok(x509_svid_to_wire(&svid))
+}
+
+fn check_item(
+    context: &Context,
+    agent: &SpiffeId,
+    item: &wire::NewX509svidParams,
+    now: SystemTime,
+) -> Result<(Entry, PublicKey), Status> {
     if item.entry_id.is_empty() {
         return Err(invalid_argument("missing entry ID"));
     }
@@ -41,11 +69,7 @@ fn sign_item(context: &Context, agent: &SpiffeId, item: &wire::NewX509svidParams
     let entry = context.directory.authorized_entry(agent, &item.entry_id, unix_seconds(now));
     let entry = entry.ok_or_else(|| Status::not_found(NOT_AUTHORIZED))?;
     let csr = VerifiedCsr::from_der(&item.csr).map_err(|error| bad_csr(&error, "invalid CSR signature"))?;
-    let request = X509SvidRequest::for_entry(&entry.spec);
-    let signed = context.ca.sign_workload_x509(&request, csr.into_public_key(), now);
-    let svid = signed.map_err(|error| sign_failed(&error))?;
-    log_issued(&svid, &entry, agent);
-    Ok(x509_svid_to_wire(&svid))
+    Ok((entry, csr.into_public_key()))
 }
 
 fn sign_failed(error: &CaError) -> Status {
@@ -81,6 +105,10 @@ async fn sign_batch(
     agent: &SpiffeId,
     params: Vec<wire::NewX509svidParams>,
 ) -> Vec<Item> {
+    if !context.ca.signs_inline() {
+        let sign = |item| sign_item_awaited(context, agent, item);
+        return stream::iter(params).map(sign).buffered(CHUNK).collect().await;
+    }
     if params.len() <= INLINE {
         let now = context.clock.now();
         return params.iter().map(|item| sign_item(context, agent, item, now)).collect();
@@ -192,12 +220,12 @@ fn refuse_wildcard_overlap(names: &[String]) -> Result<(), Status> {
 }
 
 impl SvidApi {
-    fn sign_jwt(&self, request: &JwtSvidRequest<'_>) -> Result<JwtSvid, Status> {
+    async fn sign_jwt(&self, request: &JwtSvidRequest<'_>) -> Result<JwtSvid, Status> {
         if request.audience.is_empty() {
             return Err(invalid_argument("at least one audience is required"));
         }
         check_audience_length(request.audience).map_err(|error| invalid_argument(&error.to_string()))?;
-        let signed = self.0.ca.sign_jwt(request, self.0.clock.now());
+        let signed = self.0.ca.sign_jwt(request, self.0.clock.now()).await;
         signed.map_err(|error| match error {
             CaError::EntryExpired => Status::not_found(NOT_AUTHORIZED),
             error => status::ca("failed to sign JWT-SVID", &error),
@@ -230,7 +258,7 @@ impl Svid for SvidApi {
         let csr = VerifiedCsr::from_der(&request.csr);
         let csr = csr.map_err(|error| bad_csr(&error, "failed to verify CSR signature"))?;
         let id = minted_id(&csr, &self.0)?;
-        let svid = self.0.ca.mint_x509(&id, &csr, seconds(request.ttl), self.0.clock.now());
+        let svid = self.0.ca.mint_x509(&id, &csr, seconds(request.ttl), self.0.clock.now()).await;
         let svid = svid.map_err(|error| status::ca("failed to sign X509-SVID", &error))?;
         call.audit.add(|fields| {
             fields.spiffe_id = Some(id.to_string());
@@ -262,13 +290,14 @@ impl Svid for SvidApi {
         let id = workload_id(request.id.as_ref(), &self.0.trust_domain)
             .map_err(|error| invalid("invalid SPIFFE ID", error))?;
         call.audit.add(|fields| fields.spiffe_id = Some(id.to_string()));
-        let svid = self.sign_jwt(&JwtSvidRequest {
+        let request = JwtSvidRequest {
             id: &id,
             audience: &request.audience,
             ttl: seconds(request.ttl),
             include_jti: false,
             not_after_limit: None,
-        })?;
+        };
+        let svid = self.sign_jwt(&request).await?;
         tracing::info!(
             spiffe_id = %id,
             expiration = unix_seconds(svid.expires_at),
@@ -323,7 +352,7 @@ impl Svid for SvidApi {
         let agent = agent_of(&call)?;
         let entry = self.0.directory.authorized_entry(&agent.id, &request.entry_id, self.0.now_unix());
         let entry = entry.ok_or_else(|| Status::not_found(NOT_AUTHORIZED))?;
-        let svid = self.sign_jwt(&JwtSvidRequest::for_entry(&entry.spec, &request.audience))?;
+        let svid = self.sign_jwt(&JwtSvidRequest::for_entry(&entry.spec, &request.audience)).await?;
         call.audit.add(|fields| {
             fields.spiffe_id = Some(entry.spec.spiffe_id.to_string());
             fields.ttl = Some(entry.spec.jwt_svid_ttl.into());
@@ -371,7 +400,7 @@ impl Svid for SvidApi {
         let limit = X509SvidRequest::for_entry(&entry.spec).not_after_limit;
         let signed =
             self.0.ca.sign_downstream_ca(csr.into_public_key(), seconds(request.preferred_ttl), limit, now);
-        let ca = signed.map_err(|error| status::ca("failed to sign downstream X.509 CA", &error))?;
+        let ca = signed.await.map_err(|error| status::ca("failed to sign downstream X.509 CA", &error))?;
         tracing::info!(spiffe_id = %entry.spec.spiffe_id, entry_id = %entry.id, "Signed X509 CA SVID");
         let bundle = self.0.directory.bundle(&self.0.trust_domain);
         let bundle = bundle.ok_or_else(|| Status::not_found("bundle not found"))?;

@@ -127,7 +127,7 @@ async fn admit(context: &Context, attested: &Attested, csr: &[u8]) -> Result<X50
             (again(context, authority, &attested.id, key, &answer)?, "lost answer")
         }
     };
-    let svid = prepared.sign().map_err(|error| sign_failed(&error.into()))?;
+    let svid = context.ca.sign_agent_x509(prepared).await.map_err(|error| sign_failed(&error))?;
     log_issued(&svid, why);
     Ok(svid)
 }
@@ -194,7 +194,7 @@ pub async fn renew(context: &Context, caller: &PeerCert, seen: &str, csr: &[u8])
         StoreError::Banned => Status::permission_denied("failed to update agent: agent is banned"),
         error => status::store_or_not_found("failed to update agent", "agent not found", &error),
     })?;
-    let svid = prepared.sign().map_err(|error| sign_failed(&error.into()))?;
+    let svid = context.ca.sign_agent_x509(prepared).await.map_err(|error| sign_failed(&error))?;
     log_issued(&svid, "renewal");
     Ok(svid)
 }

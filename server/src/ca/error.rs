@@ -85,6 +85,15 @@ pub enum CaError {
 }
 
 impl CaError {
+    /// True if the service that keeps the signing key is away, slow or overloaded.
+    pub fn is_key_unavailable(&self) -> bool {
+        let (Self::Key(error) | Self::Issue(IssueError::Key(error)) | Self::Jwt(JwtError::Key(error))) = self
+        else {
+            return false;
+        };
+        matches!(error, KeyError::Unavailable(_))
+    }
+
     /// True if the same request may succeed later without a change to it.
     pub fn is_unavailable(&self) -> bool {
         match self {
@@ -93,7 +102,7 @@ impl CaError {
             Self::Plugin(error) => {
                 matches!(error.code, PluginCode::Unavailable | PluginCode::DeadlineExceeded)
             }
-            _ => false,
+            error => error.is_key_unavailable(),
         }
     }
 }

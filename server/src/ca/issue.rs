@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use svid_core::entry::EntrySpec;
 use svid_core::id::SpiffeId;
-use svid_core::jwt::{JwtSvid, new_jti, sign_jwt_svid};
+use svid_core::jwt::{JwtSvid, new_jti, sign_jwt_svid_awaited};
 use svid_core::key::{KeyType, LocalKey};
 use svid_core::x509::{
     Authority, CaTemplate, IssueError, LeafTemplate, Prepared, PublicKey, Subject, VerifiedCsr, X509Svid,
@@ -95,31 +95,62 @@ fn capped(asked: Duration, limit: Option<SystemTime>, now: SystemTime) -> Result
 }
 
 impl Ca {
+    /// True if X509-SVIDs are signed in this process, by [`Ca::sign_workload_x509_inline`] without waiting.
+    pub fn signs_inline(&self) -> bool {
+        let snapshot = self.snapshots.borrow();
+        snapshot.x509.active_key().is_none_or(|authority| authority.signs_inline())
+    }
+
     /// Signs an X509-SVID for a workload. It ends with its TTL, its entry or its authority, whichever is first.
     /// # Errors
     /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
-    pub fn sign_workload_x509(
+    pub async fn sign_workload_x509(
         &self,
         request: &X509SvidRequest<'_>,
         public_key: PublicKey,
         now: SystemTime,
     ) -> Result<X509Svid, CaError> {
-        let ttl = or_default(request.ttl, self.config.default_x509_svid_ttl);
-        let template = LeafTemplate {
-            id: request.id.clone(),
-            public_key,
-            ttl: capped(ttl, request.not_after_limit, now)?,
-            dns_names: request.dns_names.to_vec(),
-            subject: Subject::Spire,
-            not_after_limit: request.not_after_limit,
-        };
+        let template = self.workload_template(request, public_key, now)?;
+        let snapshot = self.snapshot();
+        let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign_awaited().await?;
+        self.metrics.x509_svid.add(1);
+        Ok(svid)
+    }
+
+    /// As [`Ca::sign_workload_x509`], for threads that do not wait and a key that lives here.
+    /// # Errors
+    /// As [`Ca::sign_workload_x509`].
+    pub fn sign_workload_x509_inline(
+        &self,
+        request: &X509SvidRequest<'_>,
+        public_key: PublicKey,
+        now: SystemTime,
+    ) -> Result<X509Svid, CaError> {
+        let template = self.workload_template(request, public_key, now)?;
         let snapshot = self.snapshot();
         let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign()?;
         self.metrics.x509_svid.add(1);
         Ok(svid)
     }
 
-    /// Checks an agent's SVID and draws its serial, so that the caller can store it before [`Prepared::sign`].
+    fn workload_template(
+        &self,
+        request: &X509SvidRequest<'_>,
+        public_key: PublicKey,
+        now: SystemTime,
+    ) -> Result<LeafTemplate, CaError> {
+        let ttl = or_default(request.ttl, self.config.default_x509_svid_ttl);
+        Ok(LeafTemplate {
+            id: request.id.clone(),
+            public_key,
+            ttl: capped(ttl, request.not_after_limit, now)?,
+            dns_names: request.dns_names.to_vec(),
+            subject: Subject::Spire,
+            not_after_limit: request.not_after_limit,
+        })
+    }
+
+    /// Checks an agent's SVID and draws its serial, so that the caller can store it before [`Ca::sign_agent_x509`].
     /// `authority` is from [`super::CaSnapshot::x509_authority`].
     /// # Errors
     /// [`CaError::Issue`].
@@ -130,10 +161,16 @@ impl Ca {
         public_key: PublicKey,
         now: SystemTime,
     ) -> Result<Prepared<'a>, CaError> {
-        let prepared = authority.prepare(self.agent_template(id, public_key, None), now)?;
-        // The signature that follows fails only with the process.
+        Ok(authority.prepare(self.agent_template(id, public_key, None), now)?)
+    }
+
+    /// Signs what was prepared and stored.
+    /// # Errors
+    /// [`CaError::Issue`].
+    pub async fn sign_agent_x509(&self, prepared: Prepared<'_>) -> Result<X509Svid, CaError> {
+        let svid = prepared.sign_awaited().await?;
         self.metrics.x509_svid.add(1);
-        Ok(prepared)
+        Ok(svid)
     }
 
     /// The same agent's SVID again, for an answer that was lost: number and life are those that were stored.
@@ -149,10 +186,7 @@ impl Ca {
         not_after: i64,
     ) -> Result<Prepared<'a>, CaError> {
         let template = self.agent_template(id, public_key, expiry(not_after));
-        let prepared =
-            authority.prepare_again(template, serial_decimal, expiry(then).ok_or(IssueError::Time)?)?;
-        self.metrics.x509_svid.add(1);
-        Ok(prepared)
+        Ok(authority.prepare_again(template, serial_decimal, expiry(then).ok_or(IssueError::Time)?)?)
     }
 
     fn agent_template(
@@ -174,7 +208,7 @@ impl Ca {
     /// Signs an X509-SVID without an entry, with the names and the subject of its CSR.
     /// # Errors
     /// As [`Ca::sign_workload_x509`].
-    pub fn mint_x509(
+    pub async fn mint_x509(
         &self,
         id: &SpiffeId,
         csr: &VerifiedCsr,
@@ -190,7 +224,7 @@ impl Ca {
             not_after_limit: None,
         };
         let snapshot = self.snapshot();
-        let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign()?;
+        let svid = snapshot.x509_authority(now)?.prepare(template, now)?.sign_awaited().await?;
         self.metrics.x509_svid.add(1);
         Ok(svid)
     }
@@ -198,7 +232,7 @@ impl Ca {
     /// Signs an intermediate CA for a nested server. `ttl` zero asks for as long as `ca_ttl`; it ends with its entry or its authority at the latest.
     /// # Errors
     /// [`CaError::NoX509Authority`], [`CaError::EntryExpired`] or [`CaError::Issue`].
-    pub fn sign_downstream_ca(
+    pub async fn sign_downstream_ca(
         &self,
         public_key: PublicKey,
         ttl: Duration,
@@ -208,7 +242,7 @@ impl Ca {
         let ttl = capped(or_default(ttl, self.config.ca_ttl), not_after_limit, now)?;
         let template = CaTemplate { trust_domain: self.config.trust_domain.clone(), public_key, ttl };
         let snapshot = self.snapshot();
-        let chain = snapshot.x509_authority(now)?.issue_downstream_ca(template, now)?;
+        let chain = snapshot.x509_authority(now)?.issue_downstream_ca_awaited(template, now).await?;
         self.metrics.x509_ca_svid.add(1);
         Ok(DownstreamCa { chain: chain.to_ders() })
     }
@@ -216,7 +250,7 @@ impl Ca {
     /// Signs a JWT-SVID. It ends with its TTL, its entry or its key, whichever is first.
     /// # Errors
     /// [`CaError::JwtDisabled`], [`CaError::NoJwtAuthority`], [`CaError::EntryExpired`] or [`CaError::Jwt`].
-    pub fn sign_jwt(&self, request: &JwtSvidRequest<'_>, now: SystemTime) -> Result<JwtSvid, CaError> {
+    pub async fn sign_jwt(&self, request: &JwtSvidRequest<'_>, now: SystemTime) -> Result<JwtSvid, CaError> {
         if self.config.disable_jwt_svids {
             return Err(CaError::JwtDisabled);
         }
@@ -225,7 +259,8 @@ impl Ca {
         let snapshot = self.snapshot();
         let key = snapshot.jwt_authority(now)?;
         let jti = request.include_jti.then(new_jti);
-        let svid = sign_jwt_svid(key, request.id, request.audience, ttl, now, jti.as_deref())?;
+        let signed = sign_jwt_svid_awaited(key, request.id, request.audience, ttl, now, jti.as_deref());
+        let svid = signed.await?;
         self.metrics.jwt_svid.add(1);
         Ok(svid)
     }
@@ -233,13 +268,13 @@ impl Ca {
     /// Signs an SVID that nobody gets, to see whether signing works.
     /// # Errors
     /// What a request would meet.
-    pub fn check_signing(&self, now: SystemTime) -> Result<(), CaError> {
+    pub async fn check_signing(&self, now: SystemTime) -> Result<(), CaError> {
         let key = LocalKey::generate(KeyType::EcP256)?;
         let id = SpiffeId::from_parts(self.config.trust_domain.as_str(), "/for/health/check/only")
             .expect("a constant path");
         let request =
             X509SvidRequest { id: &id, ttl: Duration::from_secs(60), dns_names: &[], not_after_limit: None };
         let public_key = PublicKey::of(&key).map_err(IssueError::from)?;
-        self.sign_workload_x509(&request, public_key, now).map(drop)
+        self.sign_workload_x509(&request, public_key, now).await.map(drop)
     }
 }

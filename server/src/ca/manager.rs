@@ -272,7 +272,7 @@ impl Manager {
         tracing::debug!(%slot, "Preparing X509 CA");
         let signer = self.keys.generate(slot.key_id(AuthorityKind::X509), self.config.ca_key_type).await?;
         let Minted { authority, roots } = match &self.upstream {
-            None => prepare::self_signed(&self.config, signer, now)?,
+            None => prepare::self_signed(&self.config, signer, now).await?,
             Some(upstream) => prepare::upstream_signed(&self.config, &**upstream, signer, now).await?,
         };
         self.store.append_to_bundle(&roots, &[]).await?;

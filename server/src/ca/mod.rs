@@ -88,7 +88,7 @@ impl Ca {
         manager.first_rotation().await?;
         let snapshots = manager.subscribe();
         let (rotator, identity) =
-            server_svid::start(config.clone(), snapshots.clone(), metrics.clone(), clock.now())?;
+            server_svid::start(config.clone(), snapshots.clone(), metrics.clone(), clock.now()).await?;
         let task: CaTask = Box::pin(task::run(manager, rotator, inbox));
         Ok((Self { config, snapshots, identity, commands, metrics, has_upstream }, task))
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use svid_core::bundle::X509Authority;
 use svid_core::id::SpiffeId;
 use svid_core::key::{KeyType, LocalKey, Signer};
-use svid_core::x509::ca::{ca_csr, check_ca_cert, self_signed_ca};
+use svid_core::x509::ca::{ca_csr_awaited, check_ca_cert, self_signed_ca_awaited};
 use svid_core::x509::{Authority, IssueError, LeafTemplate, PublicKey, Roots, Subject, verify};
 use svid_plugin_api::{MintedCa, UpstreamAuthority};
 
@@ -23,12 +23,14 @@ pub(super) struct Minted {
     pub(super) roots: Vec<X509Authority>,
 }
 
-pub(super) fn self_signed(
+pub(super) async fn self_signed(
     config: &CaConfig,
     signer: Arc<dyn Signer>,
     now: SystemTime,
 ) -> Result<Minted, CaError> {
-    let der = self_signed_ca(&config.trust_domain, &config.ca_subject, config.ca_ttl, &*signer, now)?;
+    let signed =
+        self_signed_ca_awaited(&config.trust_domain, &config.ca_subject, config.ca_ttl, &*signer, now);
+    let der = signed.await?;
     let root = X509Authority::from_der(&der)?;
     Ok(Minted { authority: Authority::new(&der, Vec::new(), signer)?, roots: vec![root] })
 }
@@ -39,15 +41,15 @@ pub(super) async fn upstream_signed(
     signer: Arc<dyn Signer>,
     now: SystemTime,
 ) -> Result<Minted, CaError> {
-    let csr = ca_csr(&config.trust_domain, &config.ca_subject, &*signer)?;
+    let csr = ca_csr_awaited(&config.trust_domain, &config.ca_subject, &*signer).await?;
     let minted = tokio::time::timeout(UPSTREAM_DEADLINE, upstream.mint_x509_ca(&csr, config.ca_ttl))
         .await
         .map_err(|_| CaError::UpstreamTimeout(UPSTREAM_DEADLINE.as_secs()))??;
-    accept(config, minted, signer, now)
+    accept(config, minted, signer, now).await
 }
 
 /// Takes over what an upstream signed if it keeps the rules, and SVIDs signed with it verify to the upstream's roots.
-fn accept(
+async fn accept(
     config: &CaConfig,
     minted: MintedCa,
     signer: Arc<dyn Signer>,
@@ -60,11 +62,11 @@ fn accept(
     }
     let authority = Authority::new(ca_cert, chain.clone(), signer.clone())?;
     check_ca_cert(authority.cert(), &config.trust_domain, signer.public_key_der(), now)?;
-    prove(config, &authority, &roots, now)?;
+    prove(config, &authority, &roots, now).await?;
     Ok(Minted { authority, roots })
 }
 
-fn prove(
+async fn prove(
     config: &CaConfig,
     authority: &Authority,
     roots: &[X509Authority],
@@ -80,7 +82,7 @@ fn prove(
         subject: Subject::Spire,
         not_after_limit: None,
     };
-    let svid = authority.prepare(template, now)?.sign()?;
+    let svid = authority.prepare(template, now)?.sign_awaited().await?;
     let roots = Roots::for_trust_domain(&config.trust_domain, roots.iter().map(X509Authority::der))?;
     let chain: Vec<&[u8]> = svid.chain().iter().collect();
     verify(&chain, &roots, now).map_err(CaError::UpstreamRoots)?;

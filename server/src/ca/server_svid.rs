@@ -44,13 +44,14 @@ pub(super) struct Rotator {
 }
 
 /// The first identity, and what replaces it.
-pub(super) fn start(
+pub(super) async fn start(
     config: Arc<CaConfig>,
     snapshots: watch::Receiver<Arc<CaSnapshot>>,
     metrics: Arc<CaMetrics>,
     now: SystemTime,
 ) -> Result<(Rotator, watch::Receiver<Arc<ServerIdentity>>), CaError> {
-    let first = make(&config, &snapshots.borrow(), now)?;
+    let snapshot = snapshots.borrow().clone();
+    let first = make(&config, &snapshot, now).await?;
     let (identity, receiver) = watch::channel(Arc::new(first));
     metrics.x509_svid.add(1);
     Ok((Rotator { config, snapshots, identity, metrics }, receiver))
@@ -58,7 +59,7 @@ pub(super) fn start(
 
 impl Rotator {
     /// Replaces the identity if that is due. Gives the moment when it will be due next.
-    pub(super) fn turn(&mut self, now: SystemTime) -> Option<SystemTime> {
+    pub(super) async fn turn(&mut self, now: SystemTime) -> Option<SystemTime> {
         let snapshot = self.snapshots.borrow().clone();
         let due = due_at(&self.identity.borrow(), &snapshot, now);
         if due > now {
@@ -66,7 +67,7 @@ impl Rotator {
         }
         tracing::debug!("Rotating server SVID");
         let begun = Instant::now();
-        let made = make(&self.config, &snapshot, now);
+        let made = make(&self.config, &snapshot, now).await;
         self.metrics.rotate_svid.done(outcome(&made), begun.elapsed());
         match made {
             Ok(next) => {
@@ -83,7 +84,7 @@ impl Rotator {
     }
 }
 
-fn make(config: &CaConfig, snapshot: &CaSnapshot, now: SystemTime) -> Result<ServerIdentity, CaError> {
+async fn make(config: &CaConfig, snapshot: &CaSnapshot, now: SystemTime) -> Result<ServerIdentity, CaError> {
     let authority = snapshot.x509_authority(now)?;
     let key = LocalKey::generate(config.ca_key_type)?;
     let template = LeafTemplate {
@@ -94,7 +95,7 @@ fn make(config: &CaConfig, snapshot: &CaSnapshot, now: SystemTime) -> Result<Ser
         subject: Subject::Spire,
         not_after_limit: None,
     };
-    let svid = authority.prepare(template, now)?.sign()?;
+    let svid = authority.prepare(template, now)?.sign_awaited().await?;
     tracing::debug!(
         spiffe_id = %svid.id(),
         serial_num = svid.serial_decimal(),

@@ -20,7 +20,7 @@ pub(super) async fn run(mut manager: Manager, mut rotator: Rotator, mut inbox: m
     let mut roots = manager.upstream_roots();
     loop {
         let rotation_due = manager.pass().await;
-        let svid_due = rotator.turn(manager.now());
+        let svid_due = rotator.turn(manager.now()).await;
         tokio::select! {
             () = tokio::time::sleep(pause(&[rotation_due, svid_due], manager.now())) => {}
             command = inbox.recv() => match command {

@@ -156,8 +156,8 @@ fn checks(context: &Arc<Context>) -> HealthChecker {
     });
     let c = context.clone();
     checker.add("server.ca", move || {
-        let signed = c.ca.check_signing(c.clock.now()).map_err(|error| error.to_string());
-        async move { state(signed) }
+        let c = c.clone();
+        async move { state(c.ca.check_signing(c.clock.now()).await.map_err(|error| error.to_string())) }
     });
     let c = context.clone();
     checker.add("server.ca.rotator", move || {

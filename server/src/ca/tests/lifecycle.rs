@@ -19,7 +19,7 @@ async fn the_first_start_brings_everything_up() {
     assert_eq!(identity.svid.leaf().public_key_der(), identity.key.public_key_der());
     assert_eq!(identity.svid.not_after(), hands.now() + HOUR);
     assert!(ca.rotation_health().is_healthy());
-    ca.check_signing(hands.now()).unwrap();
+    ca.check_signing(hands.now()).await.unwrap();
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ async fn without_its_task_the_handle_says_so() {
     }
     assert!(matches!(running.ca.prepare(AuthorityKind::X509).await, Err(CaError::Stopped)));
     running.ca.poke().await;
-    running.ca.check_signing(SystemTime::now()).unwrap();
+    running.ca.check_signing(SystemTime::now()).await.unwrap();
 }
 
 #[tokio::test]

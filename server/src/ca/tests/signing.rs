@@ -24,9 +24,9 @@ async fn an_svid_ends_with_its_ttl_its_entry_or_its_authority() {
     let (disk, hands) = (Disk::default(), Hands::new());
     let (ca, _task) = start_with(config(), &disk, None, hands.clock()).await.unwrap();
     let (now, id, (_, key)) = (hands.now(), workload_id(), workload_key());
-    let check = |ttl: Duration, limit: Option<Duration>, at: SystemTime, want: SystemTime| {
+    let check = async |ttl: Duration, limit: Option<Duration>, at: SystemTime, want: SystemTime| {
         let limit = limit.map(|limit| now + limit);
-        let svid = ca.sign_workload_x509(&request(&id, ttl, limit), key.clone(), at).unwrap();
+        let svid = ca.sign_workload_x509(&request(&id, ttl, limit), key.clone(), at).await.unwrap();
         assert_eq!(svid.not_after(), want);
         assert_eq!(*check_svid(&svid, &disk.bundle(), at).unwrap().id(), id);
         let jwt = JwtSvidRequest {
@@ -36,22 +36,23 @@ async fn an_svid_ends_with_its_ttl_its_entry_or_its_authority() {
             include_jti: true,
             not_after_limit: limit,
         };
-        let jwt = ca.sign_jwt(&jwt, at).unwrap();
+        let jwt = ca.sign_jwt(&jwt, at).await.unwrap();
         let want_jwt = if ttl.is_zero() { want.min(at + Duration::from_secs(300)) } else { want };
         assert_eq!(jwt.expires_at, want_jwt);
     };
-    check(Duration::ZERO, None, now, now + HOUR);
-    check(HOUR * 2, None, now, now + HOUR * 2);
-    check(HOUR * 2, Some(HOUR), now, now + HOUR);
-    check(HOUR * 2, Some(HOUR * 3), now, now + HOUR * 2);
-    check(HOUR * 100, None, now, now + HOUR * 24);
-    check(HOUR, None, now + HOUR * 23 + HOUR / 2, now + HOUR * 24);
+    check(Duration::ZERO, None, now, now + HOUR).await;
+    check(HOUR * 2, None, now, now + HOUR * 2).await;
+    check(HOUR * 2, Some(HOUR), now, now + HOUR).await;
+    check(HOUR * 2, Some(HOUR * 3), now, now + HOUR * 2).await;
+    check(HOUR * 100, None, now, now + HOUR * 24).await;
+    check(HOUR, None, now + HOUR * 23 + HOUR / 2, now + HOUR * 24).await;
 
-    let refused =
-        |limit: Option<SystemTime>, at| ca.sign_workload_x509(&request(&id, HOUR, limit), key.clone(), at);
-    assert!(matches!(refused(Some(now), now), Err(CaError::EntryExpired)));
-    assert!(matches!(refused(Some(now - HOUR), now), Err(CaError::EntryExpired)));
-    assert!(matches!(refused(None, now + HOUR * 24), Err(CaError::NoX509Authority)));
+    let refused = async |limit: Option<SystemTime>, at| {
+        ca.sign_workload_x509(&request(&id, HOUR, limit), key.clone(), at).await
+    };
+    assert!(matches!(refused(Some(now), now).await, Err(CaError::EntryExpired)));
+    assert!(matches!(refused(Some(now - HOUR), now).await, Err(CaError::EntryExpired)));
+    assert!(matches!(refused(None, now + HOUR * 24).await, Err(CaError::NoX509Authority)));
     let jwt = JwtSvidRequest {
         id: &id,
         audience: &["a".to_owned()],
@@ -59,9 +60,9 @@ async fn an_svid_ends_with_its_ttl_its_entry_or_its_authority() {
         include_jti: false,
         not_after_limit: None,
     };
-    assert!(matches!(ca.sign_jwt(&jwt, now + HOUR * 24), Err(CaError::NoJwtAuthority)));
+    assert!(matches!(ca.sign_jwt(&jwt, now + HOUR * 24).await, Err(CaError::NoJwtAuthority)));
     let late = JwtSvidRequest { not_after_limit: Some(now), ..jwt };
-    assert!(matches!(ca.sign_jwt(&late, now), Err(CaError::EntryExpired)));
+    assert!(matches!(ca.sign_jwt(&late, now).await, Err(CaError::EntryExpired)));
 }
 
 #[tokio::test]
@@ -86,12 +87,13 @@ async fn entries_say_what_an_svid_holds() {
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: true,
     };
-    let svid = ca.sign_workload_x509(&X509SvidRequest::for_entry(&spec), workload_key().1, now).unwrap();
+    let svid =
+        ca.sign_workload_x509(&X509SvidRequest::for_entry(&spec), workload_key().1, now).await.unwrap();
     assert_eq!(svid.leaf().dns_sans(), ["web.example.org"]);
     assert_eq!(svid.not_after(), now + Duration::from_secs(600));
     assert!(svid.leaf().subject().contains("CN=web.example.org"));
     let audience = ["peer".to_owned()];
-    let jwt = ca.sign_jwt(&JwtSvidRequest::for_entry(&spec, &audience), now).unwrap();
+    let jwt = ca.sign_jwt(&JwtSvidRequest::for_entry(&spec, &audience), now).await.unwrap();
     let valid = validate(&jwt.token, &disk.bundle(), &audience, now, Duration::ZERO).unwrap();
     assert_eq!(*valid.id(), spec.spiffe_id);
     assert_eq!(valid.claims()["iss"], "https://issuer.example.org");
@@ -109,7 +111,7 @@ async fn agents_are_prepared_before_they_are_signed() {
     let (_, key) = workload_key();
     let prepared = ca.prepare_agent_x509(authority, &id, key.clone(), now).unwrap();
     let serial = prepared.serial_decimal();
-    let svid = prepared.sign().unwrap();
+    let svid = ca.sign_agent_x509(prepared).await.unwrap();
     assert_eq!((svid.serial_decimal(), svid.not_after()), (serial.clone(), now + HOUR * 3));
     assert_eq!(svid.leaf().subject(), "O=SPIRE,C=US");
     // Its answer got lost: the same again later, and never longer than what was stored.
@@ -134,7 +136,7 @@ async fn minted_svids_take_the_names_of_their_csr() {
     let id = workload_id();
     let csr = make_csr(&workload_key().0, Some(&id), &["a.example.org".to_owned()]).unwrap();
     let csr = VerifiedCsr::from_der(&csr).unwrap();
-    let svid = ca.mint_x509(&id, &csr, HOUR * 2, hands.now()).unwrap();
+    let svid = ca.mint_x509(&id, &csr, HOUR * 2, hands.now()).await.unwrap();
     assert_eq!(svid.leaf().dns_sans(), ["a.example.org"]);
     assert_eq!(svid.not_after(), hands.now() + HOUR * 2);
     assert_eq!(svid.leaf().public_key_der(), csr.public_key().spki());
@@ -146,11 +148,11 @@ async fn a_nested_server_gets_a_ca_that_signs() {
     let (ca, _task) = start_with(config(), &disk, None, hands.clock()).await.unwrap();
     let now = hands.now();
     let (key, public) = workload_key();
-    let chain = ca.sign_downstream_ca(public.clone(), Duration::ZERO, None, now).unwrap().chain;
+    let chain = ca.sign_downstream_ca(public.clone(), Duration::ZERO, None, now).await.unwrap().chain;
     assert_eq!(ParsedCert::from_der(&chain[0]).unwrap().life().not_after, now + HOUR * 24);
-    let limited = ca.sign_downstream_ca(public.clone(), HOUR * 5, Some(now + HOUR), now).unwrap().chain;
+    let limited = ca.sign_downstream_ca(public.clone(), HOUR * 5, Some(now + HOUR), now).await.unwrap().chain;
     assert_eq!(ParsedCert::from_der(&limited[0]).unwrap().life().not_after, now + HOUR);
-    assert!(matches!(ca.sign_downstream_ca(public, HOUR, Some(now), now), Err(CaError::EntryExpired)));
+    assert!(matches!(ca.sign_downstream_ca(public, HOUR, Some(now), now).await, Err(CaError::EntryExpired)));
     let nested = Authority::new(&chain[0], chain.clone(), key.into_signer()).unwrap();
     let template = LeafTemplate {
         id: workload_id(),
@@ -177,9 +179,9 @@ async fn openssl_agrees() {
         let (ca, _task) = start_with(config, &disk, None, Clock::system()).await.unwrap();
         let id = workload_id();
         let now = SystemTime::now();
-        let svid = ca.sign_workload_x509(&request(&id, HOUR, None), workload_key().1, now).unwrap();
+        let svid = ca.sign_workload_x509(&request(&id, HOUR, None), workload_key().1, now).await.unwrap();
         let (nested_key, public) = workload_key();
-        let nested = ca.sign_downstream_ca(public, HOUR, None, now).unwrap().chain;
+        let nested = ca.sign_downstream_ca(public, HOUR, None, now).await.unwrap().chain;
         let nested = Authority::new(&nested[0], nested.clone(), nested_key.into_signer()).unwrap();
         let below = nested.prepare(template(), now).unwrap().sign().unwrap();
         let roots: Vec<_> = disk.bundle().x509_authorities.iter().map(|root| root.der().to_vec()).collect();

@@ -46,7 +46,7 @@ async fn svids_chain_to_the_upstream_root() {
     assert_eq!(ca.snapshot().upstream.as_deref(), Some("disk"));
     let (id, now) = (workload_id(), SystemTime::now());
     let request = X509SvidRequest { id: &id, ttl: HOUR, dns_names: &[], not_after_limit: None };
-    let svid = ca.sign_workload_x509(&request, workload_key().1, now).unwrap();
+    let svid = ca.sign_workload_x509(&request, workload_key().1, now).await.unwrap();
     assert_eq!(svid.chain().iter().count(), 2);
     check_svid(&svid, &disk.bundle(), now).unwrap();
     super::signing::openssl_verify(&svid, &roots);
