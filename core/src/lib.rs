@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod clock;
 pub mod entry;
+pub mod federation;
 pub mod hcl;
 pub mod id;
 pub mod jwt;

@@ -192,6 +192,11 @@ pub mod svid {
             include_package!("svid.backup.v1");
         }
     }
+    pub mod federation {
+        pub mod v1 {
+            include_package!("svid.federation.v1");
+        }
+    }
     pub mod status {
         pub mod v1 {
             include_package!("svid.status.v1");

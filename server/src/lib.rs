@@ -7,5 +7,6 @@ pub mod cli;
 pub mod clock_guard;
 pub mod config;
 pub mod directory;
+pub mod federation;
 pub mod run;
 pub mod store;

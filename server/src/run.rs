@@ -1,6 +1,7 @@
 //! Wiring: builds the parts in order and runs them until told to stop.
 
 mod error;
+mod federation;
 mod identity;
 mod parts;
 mod presence;
@@ -197,6 +198,7 @@ async fn serve_trust_domain(
     base.directory.caught_up().await?; // the new authorities are in the view before anybody asks
     spawn("housekeeping", stop, parts::housekeeping(config, &base.store, &base.clock, &base.clock_guard));
     let roots = Arc::new(tls::DirectoryRoots::new(base.directory.clone()));
+    let federation = federation::follow(config, base, roots.clone(), stop);
     let context = Arc::new(Context {
         trust_domain: config.trust_domain.clone(),
         store: base.store.clone(),
@@ -214,10 +216,12 @@ async fn serve_trust_domain(
         started: Instant::now(),
         server_id: base.server_id.clone(),
         facts: base.facts.clone(),
+        federation,
         watchers: api::sync::Watchers::default(),
         syncs: api::sync::Watchers::default(),
     });
     telemetry::start(config, &context, &base.metrics, stop).await?;
+    federation::serve(config, &context, stop).await?;
     endpoints(config, &context, roots, &base.metrics, stop).await
 }
 

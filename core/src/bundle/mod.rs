@@ -2,7 +2,9 @@
 
 pub mod document;
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -94,6 +96,19 @@ impl Bundle {
     /// The JWT key with this id.
     pub fn jwt_authority(&self, key_id: &str) -> Option<&JwtAuthority> {
         self.jwt_authorities.iter().find(|authority| authority.key_id == key_id)
+    }
+
+    /// Whether both say the same, whatever the order. What a bundle document does not say (taints, and when JWT keys end)
+    /// counts as well.
+    pub fn has_same_content(&self, other: &Self) -> bool {
+        fn same<T: Eq + Hash>(a: &[T], b: &[T]) -> bool {
+            a.len() == b.len() && a.iter().collect::<HashSet<_>>() == b.iter().collect::<HashSet<_>>()
+        }
+        self.trust_domain == other.trust_domain
+            && self.refresh_hint == other.refresh_hint
+            && self.sequence_number == other.sequence_number
+            && same(&self.x509_authorities, &other.x509_authorities)
+            && same(&self.jwt_authorities, &other.jwt_authorities)
     }
 
     /// Drops authorities that ended before `now`; a JWT key whose end is not known (0) stays.

@@ -8,12 +8,14 @@ mod leaf;
 mod roots;
 mod scrape;
 mod verifier;
+mod web;
 
 pub use config::{Identity, TlsPolicy, client_config, server_config};
 pub use leaf::VerifiedPeer;
 pub use roots::{BundleSource, Roots};
 pub use scrape::{CurrentTls, OwnSvid, ScrapeTlsError, scrape_tls};
 pub use verifier::{ServerTrust, SpiffeClientVerifier, SpiffeServerVerifier};
+pub use web::{WebVerifier, https_client_config, https_server_config};
 
 use rustls::CertificateError;
 use svid_core::id::{IdError, SpiffeId, TrustDomain};

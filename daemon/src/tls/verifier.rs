@@ -28,7 +28,7 @@ pub enum ServerTrust {
     InsecureBootstrap,
 }
 
-/// Agent side: accepts exactly `spiffe://<trust domain>/spire/server`. The host name plays no part.
+/// Client side: accepts exactly one ID, for agents `spiffe://<trust domain>/spire/server`. The host name plays no part.
 pub struct SpiffeServerVerifier {
     server_id: SpiffeId,
     trust_domain: TrustDomain,
@@ -40,6 +40,12 @@ impl SpiffeServerVerifier {
     /// A verifier for the servers of `trust_domain`.
     pub fn new(trust_domain: TrustDomain, trust: ServerTrust) -> Self {
         Self { server_id: trust_domain.server_id(), trust_domain, trust, algorithms: algorithms() }
+    }
+
+    /// A verifier for the server with this ID, of whatever trust domain; that one's bundle decides.
+    pub fn exactly(server_id: SpiffeId, bundles: Arc<dyn BundleSource>) -> Self {
+        let trust_domain = server_id.trust_domain();
+        Self { server_id, trust_domain, trust: ServerTrust::Bundle(bundles), algorithms: algorithms() }
     }
 
     fn verify(

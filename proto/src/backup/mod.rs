@@ -16,7 +16,7 @@ pub use encode::Encoder;
 /// What a file begins with.
 pub const MAGIC: [u8; 12] = *b"svid-backup\n";
 /// The format that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest record in bytes: an entry is no longer than the largest message of the admin socket.
 pub const MAX_RECORD_BYTES: usize = 64 * 1024 * 1024;
 
@@ -25,10 +25,11 @@ fn rank(kind: &Kind) -> u8 {
     match kind {
         Kind::Header(_) => 0,
         Kind::Bundle(_) => 1,
-        Kind::Journal(_) => 2,
-        Kind::Node(_) => 3,
-        Kind::Entry(_) => 4,
-        Kind::Trailer(_) => 5,
+        Kind::Relationship(_) => 2,
+        Kind::Journal(_) => 3,
+        Kind::Node(_) => 4,
+        Kind::Entry(_) => 5,
+        Kind::Trailer(_) => 6,
     }
 }
 
@@ -36,6 +37,7 @@ fn rank(kind: &Kind) -> u8 {
 fn tally(counts: &mut Counts, kind: &Kind) {
     match kind {
         Kind::Bundle(_) => counts.bundles += 1,
+        Kind::Relationship(_) => counts.relationships += 1,
         Kind::Journal(_) => counts.journals += 1,
         Kind::Node(_) => counts.nodes += 1,
         Kind::Entry(_) => counts.entries += 1,

@@ -36,6 +36,10 @@ fn read(bytes: &[u8], piece: usize) -> Result<(Vec<Kind>, Counts), FormatError> 
 fn sample() -> Vec<Kind> {
     vec![
         Kind::Bundle(types::Bundle { trust_domain: "example.org".into(), ..Default::default() }),
+        Kind::Relationship(types::FederationRelationship {
+            trust_domain: "other.org".into(),
+            ..Default::default()
+        }),
         Kind::Journal(Journal { server_id: "s".into(), data: vec![1, 2, 3] }),
         Kind::Node(Node { spiffe_id: "spiffe://example.org/spire/agent/a".into(), ..Default::default() }),
         Kind::Entry(types::Entry { id: "one".into(), ..Default::default() }),
@@ -49,7 +53,7 @@ fn what_was_written_is_read() {
     for piece in [1, 3, 64, bytes.len()] {
         let (kinds, counts) = read(&bytes, piece).unwrap();
         assert_eq!(kinds, sample());
-        assert_eq!(counts, Counts { bundles: 1, journals: 1, nodes: 1, entries: 2 });
+        assert_eq!(counts, Counts { bundles: 1, journals: 1, nodes: 1, entries: 2, relationships: 1 });
     }
     assert_eq!(read(&file(&[]), 5).unwrap(), (vec![], Counts::default()));
 }
@@ -81,7 +85,7 @@ fn what_is_no_backup_says_so() {
     check(b"SQLite format 3\0 and more", FormatError::NotABackup);
     check(b"no", FormatError::NotABackup);
     check(b"svid-backup\n\0\0\0\0", FormatError::NotABackup);
-    check(b"svid-backup\n\0\0\0\x02", FormatError::Newer(2));
+    check(b"svid-backup\n\0\0\0\x03", FormatError::Newer(3));
     check(b"svid-backup\n\0\0\0\x01\xff\0\0\0", FormatError::Length { at: 1, length: 0xff00_0000 });
     check(b"", FormatError::Truncated { records: 0 });
     let [bundle, .., entry] = &sample()[..] else { panic!("five records") };
@@ -99,7 +103,7 @@ fn what_is_no_backup_says_so() {
 fn a_trailer_that_counts_wrong_is_refused() {
     let mut out = Vec::new();
     let mut encoder = Encoder::begin(Header::default(), &mut out);
-    encoder.push(sample()[4].clone(), &mut out);
+    encoder.push(sample()[5].clone(), &mut out);
     let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     digest.update(&out);
     let trailer = Trailer {

@@ -2,11 +2,13 @@
 
 mod bundle;
 mod entry;
+mod federation;
 #[cfg(test)]
 mod tests;
 
 use svid_core::clock::unix_seconds;
 use svid_core::entry::EntryError;
+use svid_core::federation::EndpointUrlError;
 use svid_core::id::{IdError, SpiffeId, TrustDomain};
 use svid_core::selector::{Selector, SelectorError, SelectorSet, SetMatch};
 use svid_core::x509::X509Svid;
@@ -18,6 +20,7 @@ pub use bundle::{
     x509_authorities_from_wire,
 };
 pub use entry::{EntryFields, apply_entry_mask, entry_to_wire};
+pub use federation::{apply_relationship_mask, relationship_from_wire, relationship_to_wire};
 
 /// Why a wire value is no domain value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +77,22 @@ pub enum ConvertError {
     /// The bundle is not there.
     #[error("no bundle provided")]
     BundleMissing,
+    /// The URL of a bundle endpoint.
+    #[error("{0}")]
+    EndpointUrl(#[from] EndpointUrlError),
+    /// A relationship without a profile.
+    #[error("unsupported bundle endpoint profile type: <nil>")]
+    ProfileMissing,
+    /// A bundle that came with a relationship with somebody else.
+    #[error(
+        "trust domain bundle ({bundle:?}) must match the trust domain of the federation relationship (\"{relationship}\")"
+    )]
+    BundleOfOther {
+        /// Whose bundle it says it is.
+        bundle: String,
+        /// The relationship's trust domain.
+        relationship: TrustDomain,
+    },
 }
 
 impl ConvertError {

@@ -9,6 +9,7 @@ pub mod caller;
 pub mod debug;
 pub mod entry;
 mod entry_sync;
+pub mod federation;
 pub mod health;
 pub mod localauthority;
 pub mod logger;
@@ -39,6 +40,7 @@ use crate::attest::Attestors;
 use crate::ca::Ca;
 use crate::clock_guard::ClockGuard;
 use crate::directory::Directory;
+use crate::federation::Federation;
 use crate::store::{ServerFacts, Store};
 use caller::{Call, PeerCert};
 use metrics::RpcMetrics;
@@ -84,6 +86,8 @@ pub struct Context {
     pub server_id: String,
     /// What this server says of itself.
     pub facts: ServerFacts,
+    /// What is fetched from other trust domains.
+    pub federation: Federation,
     /// Open watch streams.
     pub watchers: sync::Watchers,
     /// Open dialogues of `SyncAuthorizedEntries` that hold a long list.
@@ -165,7 +169,7 @@ fn shared(context: &Arc<Context>, bytes: usize) -> Routes {
         bytes
     ))
     .add_service(with_limits!(
-        spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi),
+        spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi(context.clone())),
         bytes
     ))
     .add_service(with_limits!(
@@ -193,6 +197,9 @@ pub fn local_routes(context: &Arc<Context>) -> Routes {
         .add_service(ours::backup::v1::backup_server::BackupServer::new(backup::BackupApi::new(
             context.clone(),
         )))
+        .add_service(ours::federation::v1::federation_server::FederationServer::new(
+            federation::FederationApi(context.clone()),
+        ))
         .add_service(HealthServer::new(health::HealthApi(context.clone())))
         .add_service(
             ours::status::v1::status_server::StatusServer::new(status_service::StatusApi(context.clone()))

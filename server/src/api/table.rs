@@ -218,6 +218,10 @@ methods! {
     "svid." "backup.v1.Backup" {
         "TakeBackup" L FREE;
     }
+    "svid." "federation.v1.Federation" {
+        "ListRelationships" L FREE;
+        "RefreshBundle" L FREE;
+    }
     "svid." "status.v1.Status" {
         "GetStatus" L FREE;
         "ListAuthorizedEntries" L FREE;
@@ -244,6 +248,7 @@ mod tests {
         "svid.sync.v1.",
         "svid.status.v1.Status",
         "svid.backup.v1.",
+        "svid.federation.v1.",
     ];
 
     #[test]

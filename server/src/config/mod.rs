@@ -17,6 +17,7 @@ use svid_core::key::KeyType;
 use svid_daemon::config::{HealthConfig, LogConfig, TelemetryConfig};
 use svid_daemon::log::LogOptions;
 
+use crate::federation::config::FederationConfig;
 pub use flags::{FlagError, RunFlags};
 pub use plugins::{KeyManagerChoice, NodeAttestorChoice, Plugins, UpstreamChoice};
 
@@ -60,6 +61,8 @@ pub struct ServerConfig {
     pub require_pq_kem: bool,
     /// Without the database, memory alone may answer for this long.
     pub max_stale: Duration,
+    /// Bundles of other trust domains, and our own for them.
+    pub federation: FederationConfig,
     /// The plugins, by type.
     pub plugins: Plugins,
     /// Metrics.

@@ -9,6 +9,7 @@ use svid_core::key::KeyType;
 use svid_daemon::log::LogError;
 
 use super::flags::RunFlags;
+use crate::federation::config::FederationConfig;
 use super::{
     CaSettings, DEFAULT_SOCKET_PATH, HealthConfig, LogConfig, LogOptions, NodePruning, Plugins, RateLimits,
     ServerConfig, TelemetryConfig, federation,
@@ -34,6 +35,7 @@ pub(super) struct ServerSection {
     ratelimit: RateLimits,
     node_pruning: Option<NodePruning>,
     new_trust_domain: bool,
+    federation: FederationConfig,
     experimental: Experimental,
 }
 
@@ -67,6 +69,7 @@ pub(super) fn assemble(
         agent_spiffe_id_as_selector: server.experimental.agent_spiffe_id_as_selector,
         require_pq_kem: server.experimental.require_pq_kem,
         max_stale: server.experimental.max_stale.unwrap_or(MAX_STALE),
+        federation: server.federation,
         plugins,
         telemetry,
         health,
@@ -78,9 +81,11 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
     let bind_port = r.port("bind_port").filter(|port| *port != 0);
     let ca = read_ca(r);
     let agent_ttl = ttl(r, "agent_ttl");
+    let trust_domain = trust_domain(r, flags);
+    let federation = r.block("federation", |r| federation::read(r, trust_domain.as_ref())).unwrap_or_default();
     let section = ServerSection {
         data_dir: data_dir(r, flags),
-        trust_domain: trust_domain(r, flags),
+        trust_domain,
         bind_address: bind_address(r, flags),
         bind_port: flags.server_port.or(bind_port).unwrap_or(8081),
         socket_path: socket_path(r, flags),
@@ -94,9 +99,9 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
             .unwrap_or(RateLimits { attestation: true, signing: true }),
         node_pruning: node_pruning(r),
         new_trust_domain: flags.new_trust_domain,
+        federation,
         experimental,
     };
-    r.block("federation", federation::read);
     read_without_effect(r);
     r.finish(Unknown::Refuse);
     section

@@ -28,6 +28,13 @@ impl State {
                 None => drop(self.bundles.remove(&domain)),
             }
         }
+        for (name, stored) in rows.relationships {
+            let Ok(domain) = name.parse() else { continue };
+            match stored {
+                Some(stored) => drop(self.relationships.insert(domain, stored)),
+                None => drop(self.relationships.remove(&domain)),
+            }
+        }
         for (name, node) in rows.nodes {
             if let Ok(id) = name.parse() {
                 self.apply_node(&id, node, watches);

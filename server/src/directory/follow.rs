@@ -161,9 +161,13 @@ impl Shared {
                 Changes::Lines { lines, .. } if lines.is_empty() => break,
                 Changes::Lines { cursor, lines, rows } => {
                     let to_the_end = lines.len() < MAX_LINES;
+                    let is_federation = !rows.bundles.is_empty() || !rows.relationships.is_empty();
                     let mut state = self.write();
                     state.apply(cursor, lines, rows, &lock(&self.watches));
                     drop(state);
+                    if is_federation {
+                        self.federation.send_replace(());
+                    }
                     self.store.set_applied(cursor.position.seq);
                     if to_the_end {
                         break;
@@ -217,6 +221,7 @@ impl Shared {
         }
         drop(watches);
         drop(state);
+        self.federation.send_replace(());
         self.store.set_applied(cursor.position.seq);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod contact;
+mod federation;
 mod follow;
 mod intern;
 mod list;
@@ -25,7 +26,7 @@ use svid_core::bundle::Bundle;
 use svid_core::clock::Clock;
 use svid_core::entry::Entry;
 use svid_core::id::{SpiffeId, TrustDomain};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch as latest};
 
 pub use follow::DirectoryTask;
 pub use types::*;
@@ -52,6 +53,8 @@ struct Shared {
     watches: Mutex<Watches>,
     /// A promotion waits to be written.
     promotions: Notify,
+    /// Told of every change to bundles and relationships.
+    federation: latest::Sender<()>,
     /// When the log was last read to its end.
     contact: Contact,
 }
@@ -93,6 +96,7 @@ impl Directory {
             state: RwLock::new(state),
             watches: Mutex::default(),
             promotions: Notify::new(),
+            federation: latest::Sender::new(()),
             contact: Contact::new(begun),
         });
         Ok((Self(shared.clone()), DirectoryTask { shared, committed }))

@@ -10,7 +10,7 @@ use svid_core::id::{SpiffeId, TrustDomain};
 use super::EndReason;
 use super::intern::{Domains, Ids, Selectors};
 use super::packed::{Key, Packed};
-use crate::store::{Cursor, LoadSink, Node, Position, Serial, StoredEntry};
+use crate::store::{Cursor, LoadSink, Node, Position, Serial, StoredEntry, StoredRelationship};
 
 /// Lines that are remembered for agents that come back: beyond them they get a snapshot.
 const MAX_RECENT: usize = 8192;
@@ -93,6 +93,7 @@ pub(super) struct State {
     /// The few names that nodes share.
     attestors: HashSet<Arc<str>>,
     pub(super) bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    pub(super) relationships: BTreeMap<TrustDomain, StoredRelationship>,
     /// Promotions that hold in memory and are not in the database yet.
     pub(super) promoted: HashMap<SpiffeId, String>,
     /// Current serial numbers that were seen in use, which is not in the database yet.
@@ -123,6 +124,7 @@ impl State {
             nodes_by_row: BTreeMap::new(),
             attestors: HashSet::new(),
             bundles: BTreeMap::new(),
+            relationships: BTreeMap::new(),
             promoted: HashMap::new(),
             used: HashMap::new(),
             recent: VecDeque::new(),
@@ -312,6 +314,10 @@ impl LoadSink for State {
 
     fn bundle(&mut self, bundle: Bundle) {
         self.bundles.insert(bundle.trust_domain.clone(), Arc::new(bundle));
+    }
+
+    fn relationship(&mut self, stored: StoredRelationship) {
+        self.relationships.insert(stored.relationship.trust_domain.clone(), stored);
     }
 
     fn node(&mut self, node: Node) {

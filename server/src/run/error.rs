@@ -9,6 +9,7 @@ use svid_plugin_api::PluginError;
 use crate::ca::CaError;
 use crate::config::ConfigError;
 use crate::directory::Unavailable;
+use crate::federation::serving::ServingError;
 use crate::store::StoreError;
 
 /// Why the server does not run, or ran no longer.
@@ -48,6 +49,9 @@ pub enum RunError {
     /// The TLS configuration cannot be built.
     #[error("the TLS configuration cannot be built")]
     Tls(#[from] svid_daemon::tls::TlsError),
+    /// The bundle endpoint's certificate cannot be used.
+    #[error("bundle endpoint")]
+    Serving(#[from] ServingError),
     /// An address cannot be listened at.
     #[error("unable to listen at {address}")]
     Listen {

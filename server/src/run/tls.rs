@@ -58,7 +58,7 @@ pub(super) fn own_svid(context: &Context) -> OwnSvid {
     }
 }
 
-fn certified(identity: &ServerIdentity) -> Result<Identity, TlsError> {
+pub(super) fn certified(identity: &ServerIdentity) -> Result<Identity, TlsError> {
     let key = identity.key.private_key().secret_bytes();
     Identity::from_pkcs8(identity.svid.chain().iter(), key)
 }

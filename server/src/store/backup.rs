@@ -4,15 +4,16 @@
 //! minutes, and one that was used after the backup can then never come back.
 
 use svid_core::bundle::Bundle;
+use svid_core::federation::Relationship;
 use svid_proto::backup::{Encoder, Header, Journal, Kind, Node as WireNode};
-use svid_proto::convert::{bundle_to_wire, entry_to_wire};
+use svid_proto::convert::{bundle_to_wire, entry_to_wire, relationship_to_wire};
 use svid_proto::svid::sync::v1::Position as WirePosition;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, timeout};
 
 use super::codec::{NODE_COLUMNS, entry_columns, entry_from_row, node_columns, node_from_row};
 use super::db::{Conn, args};
-use super::{Node, Serial, Store, StoreError, bundles, log};
+use super::{Node, Serial, Store, StoreError, bundles, federation, log};
 
 /// Bytes after which a piece is handed over. One record may make it longer; see [`MAX_PIECE_BYTES`].
 const PIECE_BYTES: usize = 256 * 1024;
@@ -58,7 +59,7 @@ impl Store {
             ..header(&mut conn).await?
         };
         let mut out = Out::begin(header, pieces);
-        bundles_and_journals(&mut conn, &mut out).await?;
+        trust(&mut conn, &mut out).await?;
         nodes(&mut conn, &mut out).await?;
         entries(&mut conn, &mut out).await?;
         out.finish().await?;
@@ -77,9 +78,12 @@ async fn header(conn: &mut Conn) -> Result<Header, StoreError> {
     })
 }
 
-async fn bundles_and_journals(conn: &mut Conn, out: &mut Out) -> Result<(), BackupError> {
+async fn trust(conn: &mut Conn, out: &mut Out) -> Result<(), BackupError> {
     for bundle in read_bundles(conn).await? {
         out.push(Kind::Bundle(bundle_to_wire(&bundle))).await?;
+    }
+    for relationship in read_relationships(conn).await? {
+        out.push(Kind::Relationship(relationship_to_wire(&relationship, None))).await?;
     }
     for (server_id, data) in read_journals(conn).await? {
         out.push(Kind::Journal(Journal { server_id, data })).await?;
@@ -96,6 +100,15 @@ pub(super) async fn read_bundles(conn: &mut Conn) -> Result<Vec<Bundle>, StoreEr
         found.extend(bundles::read(conn, &name).await?);
     }
     Ok(found)
+}
+
+/// Every relationship, in order of creation. A database that is only looked at may be older than they are.
+pub(super) async fn read_relationships(conn: &mut Conn) -> Result<Vec<Relationship>, StoreError> {
+    let version = conn.fetch_one("SELECT coalesce(max(version), 0) FROM svid_migrations", &[]).await?;
+    if version.get::<i64>(0)? < federation::SINCE_VERSION {
+        return Ok(Vec::new());
+    }
+    Ok(federation::read_all(conn).await?.into_iter().map(|stored| stored.relationship).collect())
 }
 
 /// Every journal, by server.

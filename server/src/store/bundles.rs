@@ -171,6 +171,8 @@ impl Write for Put {
             _ => {}
         }
         put_head(tx, name, self.bundle.refresh_hint, self.bundle.sequence_number).await?;
+        // From here on it is what the caller says, and no longer what the trust domain's endpoint gave.
+        tx.conn.execute("DELETE FROM svid_bundle_fetches WHERE trust_domain = $1", args![name]).await?;
         let sql = "UPDATE svid_bundles SET refresh_hint = CASE WHEN $2 THEN $3 ELSE refresh_hint END,
                  sequence_number = CASE WHEN $4 THEN $5 ELSE sequence_number END WHERE trust_domain = $1";
         let args = args![

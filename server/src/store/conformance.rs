@@ -13,8 +13,10 @@ use svid_core::selector::{Selector, SelectorSet};
 
 use super::*;
 use answers::*;
+use federation::*;
 
 mod answers;
+mod federation;
 mod postgres;
 
 fn td() -> TrustDomain {
@@ -119,6 +121,10 @@ cases!(
     renewals_in_flight,
     old_certificates_are_noticed,
     restored_nodes_take_one_unknown_certificate,
+    relationships_come_and_go,
+    the_newest_bundle_stays,
+    an_ended_relationship_gets_no_bundle,
+    another_hint_is_another_document,
 );
 
 async fn entries_are_created_once(store: Store) {
@@ -326,6 +332,9 @@ impl LoadSink for Count {
         (self.0, self.1) = (entries, nodes);
     }
     fn bundle(&mut self, _bundle: Bundle) {
+        self.2 += 1;
+    }
+    fn relationship(&mut self, _relationship: StoredRelationship) {
         self.2 += 1;
     }
     fn node(&mut self, _node: Node) {

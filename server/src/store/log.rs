@@ -6,7 +6,10 @@ use tokio::task::JoinHandle;
 
 use super::codec::{entries_from_json, entry_columns, entry_from_row, json, node_columns, node_from_row};
 use super::db::{Conn, Row, Sql, args};
-use super::{Changes, Cursor, Kind, Line, Node, Position, Reload, Rows, StoreError, StoredEntry, bundles};
+use super::{
+    Changes, Cursor, Kind, Line, Node, Position, Reload, Rows, StoreError, StoredEntry, StoredRelationship, bundles,
+    federation,
+};
 
 /// Most lines that one read returns: fewer are the log to its end.
 pub(crate) const MAX_LINES: usize = 4096;
@@ -17,6 +20,8 @@ pub trait LoadSink: Send {
     fn expect(&mut self, entries: usize, nodes: usize);
     /// A bundle.
     fn bundle(&mut self, bundle: Bundle);
+    /// A federation relationship.
+    fn relationship(&mut self, relationship: StoredRelationship);
     /// A node.
     fn node(&mut self, node: Node);
     /// An entry, in order of creation.
@@ -64,6 +69,7 @@ pub(super) async fn load(conn: &mut Conn, sink: &mut dyn LoadSink) -> Result<Cur
             sink.bundle(bundle);
         }
     }
+    federation::read_all(conn).await?.into_iter().for_each(|one| sink.relationship(one));
     let mut nodes = conn.stream(concat!("SELECT ", node_columns!(), " FROM svid_nodes ORDER BY row"));
     while let Some(row) = nodes.try_next().await? {
         sink.node(node_from_row(&row)?);
@@ -175,6 +181,9 @@ async fn rows_behind(conn: &mut Conn, lines: &[Line]) -> Result<Rows, StoreError
     let mut rows = Rows::default();
     for name in keys(Kind::Bundle) {
         rows.bundles.push((name.to_owned(), bundles::read(conn, name).await?));
+    }
+    for name in keys(Kind::Federation) {
+        rows.relationships.push((name.to_owned(), federation::read(conn, name).await?));
     }
     let ids = keys(Kind::Entry);
     if !ids.is_empty() {

@@ -13,6 +13,7 @@ mod conformance;
 mod db;
 mod entries;
 mod error;
+mod federation;
 mod housekeeping;
 mod listen;
 mod log;

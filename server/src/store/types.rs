@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use svid_core::bundle::Bundle;
 use svid_core::entry::{Entry, EntryId, EntrySpec};
+use svid_core::federation::Relationship;
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::SelectorSet;
 
@@ -148,6 +149,8 @@ pub struct Rows {
     pub nodes: Vec<(String, Option<Node>)>,
     /// By trust domain name.
     pub bundles: Vec<(String, Option<Bundle>)>,
+    /// By trust domain name.
+    pub relationships: Vec<(String, Option<StoredRelationship>)>,
 }
 
 /// What a reader of the log finds after its cursor.
@@ -363,4 +366,77 @@ pub enum AuthorityRef {
     X509(String),
     /// A JWT key, by its key ID.
     Jwt(String),
+}
+
+/// A federation relationship and its place in listings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRelationship {
+    /// Grows with creation; page tokens are made of it.
+    pub row: u64,
+    /// The relationship.
+    pub relationship: Relationship,
+}
+
+/// Which parts of a relationship an update replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields of `Relationship`
+pub struct RelationshipMask {
+    pub url: bool,
+    pub profile: bool,
+}
+
+/// What went with a relationship that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// The trust domain's bundle was there.
+    pub bundle: bool,
+    /// Entries that federated with the trust domain, and do no more.
+    pub entries: u64,
+}
+
+/// A bundle as an endpoint gave it.
+#[derive(Clone, Debug)]
+pub struct FetchedBundle {
+    /// Its content, under the name of the trust domain that was asked for.
+    pub bundle: Bundle,
+    /// The document states a sequence number.
+    pub has_sequence: bool,
+    /// The relationship must still be stored like this; `None` for one of the configuration.
+    pub fetched_for: Option<Relationship>,
+    /// An older bundle than the stored one is taken as well.
+    pub force: bool,
+    /// Unix seconds.
+    pub now: i64,
+}
+
+/// What became of a fetched bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It is what was stored already.
+    Unchanged,
+    /// It took the place of what was stored.
+    Replaced {
+        /// Although both have the same number.
+        same_sequence: bool,
+    },
+    /// It is older than what the endpoint gave before: what is stored stays.
+    Older {
+        /// Its sequence number.
+        offered: u64,
+        /// The last one.
+        known: u64,
+    },
+    /// The relationship ended or was changed meanwhile.
+    Ended,
+}
+
+/// Where a stored bundle comes from. Times are Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchRecord {
+    /// The document's sequence number; `None` if it states none.
+    pub sequence_number: Option<u64>,
+    /// When its content was fetched first.
+    pub fetched_at: i64,
+    /// When the endpoint gave the same again, to ten minutes.
+    pub confirmed_at: i64,
 }

@@ -13,7 +13,7 @@ use super::plan::Plan;
 use crate::store::backup::NodeRow;
 use crate::store::codec::{EntryData, json, selectors_json, similar_key};
 use crate::store::db::{Conn, Sql, args};
-use crate::store::{Serial, StoreError};
+use crate::store::{Serial, StoreError, federation};
 
 /// Rows in one statement.
 const BATCH: usize = 500;
@@ -25,6 +25,9 @@ const JWT: i64 = 2;
 pub(super) async fn apply(conn: &mut Conn, plan: &Plan, dump: &Dump, now: i64) -> Result<(), RestoreError> {
     for bundle in &plan.trust.write {
         write_bundle(conn, bundle).await?;
+    }
+    for relationship in &plan.relationships {
+        federation::insert(conn, relationship).await?;
     }
     for ids in plan.entries.delete.chunks(BATCH) {
         conn.execute(DELETE_ENTRIES, args![&json(ids)?]).await?;

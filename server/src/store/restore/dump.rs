@@ -9,10 +9,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message as _;
 use svid_core::bundle::{Bundle, X509Authority};
 use svid_core::entry::{Entry, EntryId};
+use svid_core::federation::Relationship;
 use svid_core::id::{SpiffeId, TrustDomain};
 use svid_core::selector::{Selector, SelectorSet};
 use svid_proto::backup::{Counts, Decoder, Header, Journal, Kind, Node as WireNode};
-use svid_proto::convert::{EntryFields, bundle_from_wire, entry_to_wire};
+use svid_proto::convert::{EntryFields, bundle_from_wire, entry_to_wire, relationship_from_wire};
 use svid_proto::spire::api::types;
 
 use super::RestoreError;
@@ -55,6 +56,7 @@ pub(super) struct Dump {
     pub(super) size: u64,
     pub(super) counts: Counts,
     pub(super) bundles: Vec<Bundle>,
+    pub(super) relationships: BTreeMap<TrustDomain, Relationship>,
     pub(super) journals: BTreeMap<String, Vec<u8>>,
     pub(super) nodes: BTreeMap<String, NodeRow>,
     pub(super) entries: HashMap<Box<str>, Mark>,
@@ -73,6 +75,7 @@ impl Dump {
             size: 0,
             counts: Counts::default(),
             bundles: Vec::new(),
+            relationships: BTreeMap::new(),
             journals: BTreeMap::new(),
             nodes: BTreeMap::new(),
             entries: HashMap::new(),
@@ -96,6 +99,16 @@ impl Dump {
                 let known = self.bundles.iter().any(|other| other.trust_domain == bundle.trust_domain);
                 self.bundles.push(bundle);
                 once(!known, format_args!("the bundle of {}", wire.trust_domain))
+            }
+            Kind::Relationship(wire) => {
+                let what = format_args!("the relationship with {:?}", wire.trust_domain).to_string();
+                let (one, _) =
+                    relationship_from_wire(&wire).map_err(|why| RestoreError::content(&what, why))?;
+                if one.trust_domain == self.trust_domain {
+                    return Err(RestoreError::content(&what, "it is the backup's own trust domain"));
+                }
+                let new = self.relationships.insert(one.trust_domain.clone(), one).is_none();
+                once(new, format_args!("{what}"))
             }
             Kind::Journal(Journal { server_id, data }) => {
                 let id = uuid::Uuid::parse_str(&server_id);

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use svid_core::federation::Relationship;
+
 use super::compare::{Agents, Entries};
 use super::dump::Dump;
-use super::report::{BackupFacts, DatabaseFacts, Report, Table, filled};
+use super::report::{BackupFacts, DatabaseFacts, List, Report, Table, filled};
 use super::trust::{Known, Trust};
 use super::{RestoreError, Terms};
-use crate::store::backup::{NodeRow, node_page, read_bundles, read_journals};
+use crate::store::backup::{NodeRow, node_page, read_bundles, read_journals, read_relationships};
 use crate::store::codec::{entry_columns, entry_from_row};
 use crate::store::db::{Conn, args};
 use crate::store::{StoreError, log};
@@ -21,6 +23,8 @@ pub(super) struct Plan {
     pub(super) trust: Trust,
     pub(super) entries: Entries,
     pub(super) agents: Agents,
+    /// Relationships that only the backup has.
+    pub(super) relationships: Vec<Relationship>,
     /// Servers whose journal only the backup has.
     pub(super) journals: Vec<String>,
     /// Journals of the database and those of the backup that it gets.
@@ -52,10 +56,11 @@ impl Plan {
         terms: &Terms,
     ) -> Result<Self, RestoreError> {
         let mut entries = Entries::new(dump);
-        let (mut held, mut bundles) = (Held::default(), Vec::new());
+        let (mut held, mut bundles, mut related) = (Held::default(), Vec::new(), Vec::new());
         if let Some(conn) = conn {
             held = Held::read(conn, terms).await?;
             bundles = read_bundles(conn).await?;
+            related = read_relationships(conn).await?;
             compare_entries(conn, dump, &held, &mut entries).await?;
         }
         let is_empty = bundles.is_empty() && held.nodes.is_empty() && entries.table.database == 0;
@@ -74,13 +79,15 @@ impl Plan {
             trust,
             entries,
             agents,
+            relationships: Vec::new(),
             journals: Vec::new(),
             all_journals: BTreeMap::new(),
             seq,
             adopt_from: if terms.accept_rollback { dump.header.taken_at.max(0) } else { 0 },
         };
+        let (relationships, back) = plan.merge_relationships(dump, &related);
         let journals = plan.merge_journals(dump, std::mem::take(&mut held.journals));
-        plan.fill(lists, journals);
+        plan.fill(lists, [relationships, journals], back);
         plan.judge(&held, terms);
         Ok(plan)
     }
@@ -106,19 +113,44 @@ impl Plan {
         table
     }
 
-    fn fill(&mut self, lists: [super::List; 4], journals: Table) {
+    /// A relationship of the database stays as it is. One that only the backup has may have been ended on purpose.
+    fn merge_relationships(&mut self, dump: &Dump, held: &[Relationship]) -> (Table, List) {
+        let mut table = Table {
+            table: "relationships",
+            backup: dump.counts.relationships,
+            database: held.len() as u64,
+            ..Table::default()
+        };
+        let mut back =
+            List::new("relationships with other trust domains that the database does not have (any more)");
+        let names: HashSet<_> = held.iter().map(|one| &one.trust_domain).collect();
+        for theirs in dump.relationships.values() {
+            if held.contains(theirs) {
+                table.same += 1;
+            } else if !names.contains(&theirs.trust_domain) {
+                table.added += 1;
+                back.add(|| format!("{} ({})", theirs.trust_domain, theirs.url));
+                self.relationships.push(theirs.clone());
+            }
+        }
+        table.kept = table.database - table.same;
+        (table, back)
+    }
+
+    fn fill(&mut self, lists: [List; 4], [relationships, journals]: [Table; 2], related: List) {
         let Self { report, trust, entries, agents, .. } = self;
         report.tables = vec![
             entries.table.clone(),
             agents.table.clone(),
             trust.bundles.clone(),
             trust.authorities.clone(),
+            relationships,
             journals,
         ];
         let [deleted, changed, lost, keeps] = lists;
         if !report.database.is_empty {
             let back = [&agents.back, &trust.back_authorities, &trust.back_bundles].map(Clone::clone);
-            report.comes_back = filled([deleted, changed].into_iter().chain(back));
+            report.comes_back = filled([deleted, changed].into_iter().chain(back).chain([related]));
             report.lost = filled([lost]);
         }
         let stays = [&agents.stay_banned, &agents.get_banned, &trust.stay_revoked, &trust.stay_tainted];

@@ -174,6 +174,7 @@ struct Collect<'s> {
 impl crate::store::LoadSink for Collect<'_> {
     fn expect(&mut self, _: usize, _: usize) {}
     fn bundle(&mut self, _: Bundle) {}
+    fn relationship(&mut self, _: crate::store::StoredRelationship) {}
     fn node(&mut self, _: crate::store::Node) {}
     fn entry(&mut self, stored: crate::store::StoredEntry) {
         self.ids.push(stored.entry.id.to_string());
