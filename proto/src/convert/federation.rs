@@ -103,10 +103,7 @@ mod tests {
             change(&mut wire);
             assert_eq!(relationship_from_wire(&wire).unwrap_err().to_string(), want);
         };
-        check(
-            |wire| wire.trust_domain.clear(),
-            "failed to parse trust domain: trust domain is missing",
-        );
+        check(|wire| wire.trust_domain.clear(), "failed to parse trust domain: trust domain is missing");
         check(
             |wire| wire.bundle_endpoint_url = "http://a.test".into(),
             "bundle endpoint URL must use the https scheme",
@@ -119,10 +116,7 @@ mod tests {
             |wire| wire.bundle_endpoint_url = "https://me@a.test".into(),
             "bundle endpoint URL must not contain user info",
         );
-        check(
-            |wire| wire.bundle_endpoint_profile = None,
-            "unsupported bundle endpoint profile type: <nil>",
-        );
+        check(|wire| wire.bundle_endpoint_profile = None, "unsupported bundle endpoint profile type: <nil>");
         check(
             |wire| {
                 let profile = types::HttpsspiffeProfile { endpoint_spiffe_id: "a.test".into() };
@@ -146,6 +140,9 @@ mod tests {
         apply_relationship_mask(&mut masked, None);
         assert_eq!(masked, wire());
         apply_relationship_mask(&mut masked, Some(&types::FederationRelationshipMask::default()));
-        assert_eq!(masked, types::FederationRelationship { trust_domain: "a.test".into(), ..Default::default() });
+        assert_eq!(
+            masked,
+            types::FederationRelationship { trust_domain: "a.test".into(), ..Default::default() }
+        );
     }
 }

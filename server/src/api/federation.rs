@@ -29,8 +29,7 @@ impl FederationApi {
     fn shown(&self, followed: Followed, records: &Records) -> wire::RelationshipStatus {
         let Followed { relationship, source, hides_stored, progress } = followed;
         let record = records.get(&relationship.trust_domain);
-        let last_success_at =
-            progress.last_success_at.max(record.map_or(0, |record| record.confirmed_at));
+        let last_success_at = progress.last_success_at.max(record.map_or(0, |record| record.confirmed_at));
         let bundle = self.0.directory.bundle(&relationship.trust_domain);
         let age = self.0.now_unix().saturating_sub(last_success_at).max(0);
         wire::RelationshipStatus {
@@ -43,7 +42,11 @@ impl FederationApi {
             hides_dynamic: hides_stored,
             bundle_endpoint_url: relationship.url.to_string(),
             bundle_endpoint_profile: relationship.profile.name().into(),
-            endpoint_spiffe_id: relationship.profile.endpoint_id().map(ToString::to_string).unwrap_or_default(),
+            endpoint_spiffe_id: relationship
+                .profile
+                .endpoint_id()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             last_attempt_at: progress.last_attempt_at,
             last_success_at,
             last_error: progress.last_error,
@@ -93,9 +96,9 @@ impl Federation for FederationApi {
         let all = self.0.federation.list().into_iter().filter(wanted);
         let relationships: Vec<_> = all.map(|one| self.shown(one, &records)).collect();
         match only {
-            Some(only) if relationships.is_empty() => Err(Status::not_found(
-                RefreshError::NoRelationship(only).to_string(),
-            )),
+            Some(only) if relationships.is_empty() => {
+                Err(Status::not_found(RefreshError::NoRelationship(only).to_string()))
+            }
             _ => Ok(Response::new(wire::ListRelationshipsResponse { relationships })),
         }
     }

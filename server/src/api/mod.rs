@@ -169,7 +169,9 @@ fn shared(context: &Arc<Context>, bytes: usize) -> Routes {
         bytes
     ))
     .add_service(with_limits!(
-        spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi(context.clone())),
+        spire::trustdomain::v1::trust_domain_server::TrustDomainServer::new(trustdomain::TrustDomainApi(
+            context.clone()
+        )),
         bytes
     ))
     .add_service(with_limits!(

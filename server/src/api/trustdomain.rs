@@ -41,9 +41,7 @@ impl TrustDomainApi {
         let (relationship, bundle) =
             parsed.map_err(|error| invalid("failed to convert federation relationship", error))?;
         if relationship.trust_domain == self.0.trust_domain {
-            return Err(invalid_argument(
-                "unable to create federation relationship for server trust domain",
-            ));
+            return Err(invalid_argument("unable to create federation relationship for server trust domain"));
         }
         Ok((relationship, bundle))
     }
@@ -158,13 +156,15 @@ impl TrustDomain for TrustDomainApi {
         request: Request<wire::ListFederationRelationshipsRequest>,
     ) -> Result<Response<wire::ListFederationRelationshipsResponse>, Status> {
         let request = request.into_inner();
-        let page =
-            page(request.page_size, &request.page_token, "failed to list federation relationships")?;
+        let page = page(request.page_size, &request.page_token, "failed to list federation relationships")?;
         let listing = self.0.directory.list_relationships(page);
         let mask = request.output_mask.as_ref();
         let federation_relationships = listing.items.iter().map(|one| self.shown(one, mask)).collect();
         let next_page_token = next_token(listing.next);
-        Ok(Response::new(wire::ListFederationRelationshipsResponse { federation_relationships, next_page_token }))
+        Ok(Response::new(wire::ListFederationRelationshipsResponse {
+            federation_relationships,
+            next_page_token,
+        }))
     }
 
     async fn get_federation_relationship(

@@ -20,7 +20,9 @@ const NO_ACME: &str = "is not built into this server: let an ACME client (certbo
 pub(super) fn read(r: &mut Reader, own: Option<&TrustDomain>) -> FederationConfig {
     let endpoint = r.block("bundle_endpoint", bundle_endpoint).flatten();
     let mut relationships: Vec<Relationship> = Vec::new();
-    for (line, found) in r.blocks_labelled("federates_with", |name, body| (body.line(), federates_with(name, body, own))) {
+    for (line, found) in
+        r.blocks_labelled("federates_with", |name, body| (body.line(), federates_with(name, body, own)))
+    {
         let Some(found) = found else { continue };
         if relationships.iter().any(|known| known.trust_domain == found.trust_domain) {
             let name = &found.trust_domain;
@@ -204,7 +206,8 @@ fn endpoint_profile(name: &str, r: &mut Reader) -> Option<EndpointProfile> {
             let id = r.string("endpoint_spiffe_id").unwrap_or_default();
             r.finish(Unknown::Warn);
             let parsed = id.parse::<SpiffeId>().map(EndpointProfile::Spiffe);
-            let bad = |error| r.error("endpoint_spiffe_id", format!("could not get endpoint SPIFFE ID: {error}"));
+            let bad =
+                |error| r.error("endpoint_spiffe_id", format!("could not get endpoint SPIFFE ID: {error}"));
             parsed.map_err(bad).ok()
         }
         _ => {

@@ -9,11 +9,11 @@ use svid_core::key::KeyType;
 use svid_daemon::log::LogError;
 
 use super::flags::RunFlags;
-use crate::federation::config::FederationConfig;
 use super::{
     CaSettings, DEFAULT_SOCKET_PATH, HealthConfig, LogConfig, LogOptions, NodePruning, Plugins, RateLimits,
     ServerConfig, TelemetryConfig, federation,
 };
+use crate::federation::config::FederationConfig;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// How long memory may answer alone when the database is away.
@@ -82,7 +82,8 @@ pub(super) fn read(r: &mut Reader, flags: &RunFlags) -> ServerSection {
     let ca = read_ca(r);
     let agent_ttl = ttl(r, "agent_ttl");
     let trust_domain = trust_domain(r, flags);
-    let federation = r.block("federation", |r| federation::read(r, trust_domain.as_ref())).unwrap_or_default();
+    let federation =
+        r.block("federation", |r| federation::read(r, trust_domain.as_ref())).unwrap_or_default();
     let section = ServerSection {
         data_dir: data_dir(r, flags),
         trust_domain,

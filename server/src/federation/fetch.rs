@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT,
+};
 use http::{HeaderMap, HeaderName, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -155,7 +157,8 @@ impl Fetcher {
         let stream = connect(url).await?;
         *stage = "in the TLS handshake";
         let host = url.host().to_owned();
-        let name = ServerName::try_from(host).map_err(|error| FetchError::Handshake(io::Error::other(error)))?;
+        let name =
+            ServerName::try_from(host).map_err(|error| FetchError::Handshake(io::Error::other(error)))?;
         let connecting = TlsConnector::from(tls).connect(name, stream);
         let stream = connecting.await.map_err(FetchError::Handshake)?;
         *stage = "while waiting for an answer";
@@ -207,14 +210,10 @@ async fn connect(url: &EndpointUrl) -> Result<TcpStream, FetchError> {
 }
 
 /// Sends the request and reads the answer's head.
-async fn ask(
-    url: &EndpointUrl,
-    stream: TlsStream<TcpStream>,
-) -> Result<Answer, FetchError> {
+async fn ask(url: &EndpointUrl, stream: TlsStream<TcpStream>) -> Result<Answer, FetchError> {
     let mut builder = hyper::client::conn::http1::Builder::new();
     builder.max_buf_size(MAX_HEADER_BYTES);
-    let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Http)?;
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(FetchError::Http)?;
     let request = Request::get(url.path_and_query())
         .header(HOST, url.authority())
         .header(USER_AGENT, concat!("svid-server/", env!("CARGO_PKG_VERSION")))

@@ -225,7 +225,11 @@ impl Federation {
         let crowd = wanted.len();
         for (trust_domain, (source, relationship)) in wanted {
             let is_new = !workers.contains_key(&trust_domain);
-            let what = if is_new { "Trust domain is now managed" } else { "Updated configuration for managed trust domain" };
+            let what = if is_new {
+                "Trust domain is now managed"
+            } else {
+                "Updated configuration for managed trust domain"
+            };
             tracing::info!(
                 subsystem_name = SUBSYSTEM,
                 trust_domain = %trust_domain,

@@ -78,7 +78,9 @@ pub fn from_files(
                     tracing::info!("Loaded provided certificate with success");
                 }
                 // Looked at again after the interval: the other file may be on its way.
-                Err(error) => tracing::error!(error = %svid_daemon::log::chain(&error), "Failed to load certificate"),
+                Err(error) => {
+                    tracing::error!(error = %svid_daemon::log::chain(&error), "Failed to load certificate")
+                }
             }
         }
     };

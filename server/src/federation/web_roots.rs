@@ -14,7 +14,9 @@ const KEEP: Duration = Duration::from_secs(600);
 #[derive(Debug, thiserror::Error)]
 pub enum WebRootsError {
     /// None was found.
-    #[error("no CA certificate was found: install the system's ca-certificates, or name a file in SSL_CERT_FILE{0}")]
+    #[error(
+        "no CA certificate was found: install the system's ca-certificates, or name a file in SSL_CERT_FILE{0}"
+    )]
     None(String),
     /// The thread that reads them died.
     #[error("reading the CA certificates failed")]

@@ -61,12 +61,8 @@ impl Worker {
         shared: Arc<Shared>,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let state = State {
-            progress: Progress::default(),
-            due: Instant::now(),
-            confirmed: None,
-            tried_with: None,
-        };
+        let state =
+            State { progress: Progress::default(), due: Instant::now(), confirmed: None, tried_with: None };
         let (state, turn, rescheduled) = (Mutex::new(state), tokio::sync::Mutex::default(), Notify::new());
         Arc::new(Self { relationship, source, stop, shared, state, turn, rescheduled })
     }
@@ -157,7 +153,8 @@ impl Worker {
             self.confirm().await;
             return Ok(Refreshed::Unchanged);
         }
-        let is_empty = document.bundle.x509_authorities.is_empty() && document.bundle.jwt_authorities.is_empty();
+        let is_empty =
+            document.bundle.x509_authorities.is_empty() && document.bundle.jwt_authorities.is_empty();
         let stored = self.shared.store.store_fetched(FetchedBundle {
             bundle: document.bundle,
             has_sequence: document.has_sequence,

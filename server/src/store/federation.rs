@@ -217,7 +217,8 @@ struct Confirm {
 impl Write for Confirm {
     type Out = ();
     async fn run(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
-        let sql = "UPDATE svid_bundle_fetches SET confirmed_at = $2 WHERE trust_domain = $1 AND confirmed_at < $3";
+        let sql =
+            "UPDATE svid_bundle_fetches SET confirmed_at = $2 WHERE trust_domain = $1 AND confirmed_at < $3";
         let args = args![self.trust_domain.as_str(), self.now, self.now - CONFIRM_EVERY];
         tx.conn.execute(sql, args).await.map(drop)
     }

@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use super::codec::{entries_from_json, entry_columns, entry_from_row, json, node_columns, node_from_row};
 use super::db::{Conn, Row, Sql, args};
 use super::{
-    Changes, Cursor, Kind, Line, Node, Position, Reload, Rows, StoreError, StoredEntry, StoredRelationship, bundles,
-    federation,
+    Changes, Cursor, Kind, Line, Node, Position, Reload, Rows, StoreError, StoredEntry, StoredRelationship,
+    bundles, federation,
 };
 
 /// Most lines that one read returns: fewer are the log to its end.
