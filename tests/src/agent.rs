@@ -165,6 +165,16 @@ plugins {{
         run("svid-agent", &args).await
     }
 
+    /// The first X.509-SVID that this process gets as a workload, leaf first, and its trust bundle, in DER.
+    pub async fn x509(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let dir = TempDir::new().expect("temporary directory");
+        self.cli(&["api", "fetch", "x509", "-write", &dir.path().display().to_string()]).await.ok();
+        let read = |name: &str| {
+            crate::lint::ders(&std::fs::read_to_string(dir.path().join(name)).expect("written by the CLI"))
+        };
+        (read("svid.0.pem"), read("bundle.0.pem"))
+    }
+
     /// Runs a CLI verb against the admin socket.
     pub async fn admin_cli(&self, args: &[&str]) -> Output {
         let socket = self.admin_socket().display().to_string();

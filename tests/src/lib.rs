@@ -3,10 +3,12 @@
 //! Everything started here ends when its handle is dropped, and nothing waits by sleeping: logs are read as they are written.
 
 pub mod agent;
+pub mod bao;
 pub mod caller;
 pub mod calls;
 pub mod client;
 pub mod envoy;
+pub mod lint;
 pub mod netns;
 pub mod pki;
 pub use svid_test_postgres as postgres;

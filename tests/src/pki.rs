@@ -39,6 +39,11 @@ impl TestCa {
         self.0.pem()
     }
 
+    /// The CA's key in PEM.
+    pub fn key_pem(&self) -> String {
+        self.0.key().serialize_pem()
+    }
+
     /// A leaf with this common name and these URI names.
     pub fn leaf(&self, name: &str, uris: &[&str]) -> TestCert {
         self.signed(name, uris, |_| {})

@@ -44,6 +44,9 @@ pub enum UpstreamChoice {
         /// The roots, where the certificate is not one itself.
         bundle_file_path: Option<PathBuf>,
     },
+    /// The PKI engine of a Vault or OpenBao.
+    #[cfg(feature = "vault")]
+    Vault(svid_vault::UpstreamConfig),
 }
 
 /// How nodes prove what they are.
@@ -177,6 +180,15 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
         ("KeyManager", "memory") => found.key_managers.push(KeyManagerChoice::Memory),
         ("KeyManager", "disk") => found.key_managers.extend(data(r, &block.data, disk_keys)),
         ("UpstreamAuthority", "disk") => found.upstreams.extend(data(r, &block.data, upstream_disk)),
+        #[cfg(feature = "vault")]
+        ("UpstreamAuthority", "vault") => {
+            let read = |r: &mut Reader| svid_vault::UpstreamConfig::read(r, &svid_vault::process_env);
+            found.upstreams.extend(data(r, &block.data, read).map(UpstreamChoice::Vault));
+        }
+        #[cfg(not(feature = "vault"))]
+        (kind @ "UpstreamAuthority", name @ "vault") | (kind @ "KeyManager", name @ "hashicorp_vault") => {
+            not_compiled_in(r, kind, name, "vault");
+        }
         ("NodeAttestor", "join_token") => found.node_attestors.push(NodeAttestorChoice::JoinToken),
         ("NodeAttestor", "x509pop") => {
             let config = data(r, &block.data, svid_x509pop::ServerConfig::read);
@@ -184,6 +196,18 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
         }
         (kind, name) => r.error("", format!("the {kind} plugin {name:?} is not built into this server")),
     }
+}
+
+/// Says which cargo feature a plugin needs that this program was built without.
+#[cfg(not(feature = "vault"))]
+fn not_compiled_in(r: &mut Reader, kind: &str, name: &str, feature: &str) {
+    r.error(
+        "",
+        format!(
+            "the {kind} plugin {name:?} is not compiled into this server: build svid-server with the cargo feature \
+             {feature:?}"
+        ),
+    );
 }
 
 /// Reads a plugin's own section, whose mistakes are told under its path.

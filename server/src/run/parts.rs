@@ -83,18 +83,23 @@ pub(super) fn upstream(
     config: &ServerConfig,
     clock: &Clock,
 ) -> Result<Option<Arc<dyn UpstreamAuthority>>, RunError> {
-    let Some(UpstreamChoice::Disk { cert_file_path, key_file_path, bundle_file_path }) =
-        &config.plugins.upstream
-    else {
-        return Ok(None);
-    };
-    let disk = DiskConfig {
-        cert_file_path: cert_file_path.clone(),
-        key_file_path: key_file_path.clone(),
-        bundle_file_path: bundle_file_path.clone(),
-    };
-    let opened = UpstreamDisk::open(disk, config.trust_domain.clone(), clock.clone());
-    Ok(Some(Arc::new(plugin("UpstreamAuthority", "disk", opened)?)))
+    let Some(choice) = &config.plugins.upstream else { return Ok(None) };
+    Ok(Some(match choice {
+        UpstreamChoice::Disk { cert_file_path, key_file_path, bundle_file_path } => {
+            let disk = DiskConfig {
+                cert_file_path: cert_file_path.clone(),
+                key_file_path: key_file_path.clone(),
+                bundle_file_path: bundle_file_path.clone(),
+            };
+            let opened = UpstreamDisk::open(disk, config.trust_domain.clone(), clock.clone());
+            Arc::new(plugin("UpstreamAuthority", "disk", opened)?)
+        }
+        #[cfg(feature = "vault")]
+        UpstreamChoice::Vault(vault) => {
+            let opened = svid_vault::UpstreamVault::open(vault.clone());
+            Arc::new(plugin("UpstreamAuthority", "vault", opened)?)
+        }
+    }))
 }
 
 pub(super) fn attestors(config: &ServerConfig, directory: &Directory, clock: &Clock) -> Attestors {

@@ -1,8 +1,10 @@
 //! Foreign programs against our sockets: a real Envoy, the PyPI client, go-spiffe. They run when `./test` says so.
 
 mod bootstrap;
+mod certificates;
 mod clients;
 mod envoy;
 mod machines;
 mod mesh;
 mod two_names;
+mod vault;
