@@ -19,6 +19,8 @@ pub struct ServerOptions {
     pub top: String,
     /// Another trust domain than [`TRUST_DOMAIN`].
     pub trust_domain: Option<String>,
+    /// The KeyManager block, instead of one on disk.
+    pub key_manager: Option<String>,
     /// A connection string of PostgreSQL, instead of a SQLite file.
     pub postgres: Option<String>,
 }
@@ -106,7 +108,7 @@ impl Server {
 plugins {{
     DataStore "sql" {{ plugin_data {{ {data_store} }} }}
     NodeAttestor "join_token" {{ plugin_data {{}} }}
-    KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/data/keys.json" }} }}
+    {key_manager}
     {plugins}
 }}
 {top}
@@ -116,11 +118,19 @@ plugins {{
             td = self.trust_domain,
             dir = self.path().display(),
             data_store = options.data_store(self.path()),
+            key_manager = options.key_manager.clone().unwrap_or_else(|| self.disk_keys()),
             server = options.server,
             plugins = options.plugins,
             top = options.top,
         );
         std::fs::write(self.config(), text).expect("write the configuration");
+    }
+
+    fn disk_keys(&self) -> String {
+        format!(
+            r#"KeyManager "disk" {{ plugin_data {{ keys_path = "{}/data/keys.json" }} }}"#,
+            self.path().display()
+        )
     }
 
     async fn spawn(&mut self) {

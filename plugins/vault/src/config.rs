@@ -166,6 +166,18 @@ fn mount_path(r: &mut Reader, key: &str, text: &str, default: &str) -> Option<St
     Some(path.to_owned())
 }
 
+/// A mount whose path an environment variable may give, too.
+pub(crate) fn mount_or_env(
+    r: &mut Reader,
+    env: Env<'_>,
+    key: &str,
+    variable: &str,
+    default: &str,
+) -> Option<String> {
+    let found = look_up(r, env, key, variable);
+    mount_path(r, key, &found.value, default)
+}
+
 fn auth(r: &mut Reader, env: Env<'_>) -> Option<Auth> {
     let found: Vec<&str> = STANZAS.into_iter().filter(|stanza| r.has(stanza)).collect();
     let readers: [fn(&mut Reader, Env<'_>) -> Option<Auth>; 4] = [token, cert, approle, kubernetes];

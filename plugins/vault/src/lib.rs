@@ -16,6 +16,8 @@ mod pki;
 mod secret;
 mod session;
 mod tls;
+mod transit;
 
 pub use config::process_env;
 pub use pki::{UpstreamConfig, UpstreamVault};
+pub use transit::{KeyManagerConfig, TransitKeyManager};

@@ -30,6 +30,9 @@ pub enum KeyManagerChoice {
         /// The file.
         keys_path: PathBuf,
     },
+    /// In the transit engine of a Vault or OpenBao.
+    #[cfg(feature = "vault")]
+    Vault(Box<svid_vault::KeyManagerConfig>),
 }
 
 /// Who signs this server's CA.
@@ -185,9 +188,14 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
             let read = |r: &mut Reader| svid_vault::UpstreamConfig::read(r, &svid_vault::process_env);
             found.upstreams.extend(data(r, &block.data, read).map(UpstreamChoice::Vault));
         }
+        #[cfg(feature = "vault")]
+        ("KeyManager", "hashicorp_vault") => {
+            let read = |r: &mut Reader| svid_vault::KeyManagerConfig::read(r, &svid_vault::process_env);
+            found.key_managers.extend(data(r, &block.data, read).map(Box::new).map(KeyManagerChoice::Vault));
+        }
         #[cfg(not(feature = "vault"))]
-        (kind @ "UpstreamAuthority", name @ "vault") | (kind @ "KeyManager", name @ "hashicorp_vault") => {
-            not_compiled_in(r, kind, name, "vault");
+        ("UpstreamAuthority", "vault") | ("KeyManager", "hashicorp_vault") => {
+            r.error("", without_feature(&block.kind, &block.name, "vault"));
         }
         ("NodeAttestor", "join_token") => found.node_attestors.push(NodeAttestorChoice::JoinToken),
         ("NodeAttestor", "x509pop") => {
@@ -198,16 +206,12 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
     }
 }
 
-/// Says which cargo feature a plugin needs that this program was built without.
+/// What the configuration says of a plugin that this build left out.
 #[cfg(not(feature = "vault"))]
-fn not_compiled_in(r: &mut Reader, kind: &str, name: &str, feature: &str) {
-    r.error(
-        "",
-        format!(
-            "the {kind} plugin {name:?} is not compiled into this server: build svid-server with the cargo feature \
-             {feature:?}"
-        ),
-    );
+fn without_feature(kind: &str, name: &str, feature: &str) -> String {
+    format!(
+        "the {kind} plugin {name:?} is not in this build of the server: it was built without the feature {feature:?}"
+    )
 }
 
 /// Reads a plugin's own section, whose mistakes are told under its path.

@@ -56,11 +56,19 @@ fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError
     made.map_err(|source| RunError::Plugin { kind, name, source })
 }
 
-pub(super) fn key_manager(config: &ServerConfig, metrics: &Metrics) -> Result<Arc<dyn KeyManager>, RunError> {
+pub(super) async fn key_manager(
+    config: &ServerConfig,
+    metrics: &Metrics,
+) -> Result<Arc<dyn KeyManager>, RunError> {
     let keys: Arc<dyn KeyManager> = match &config.plugins.key_manager {
         KeyManagerChoice::Memory => Arc::new(MemoryKeyManager::new()),
         KeyManagerChoice::Disk { keys_path } => {
             Arc::new(plugin("KeyManager", "disk", DiskKeyManager::open(keys_path))?)
+        }
+        #[cfg(feature = "vault")]
+        KeyManagerChoice::Vault(vault) => {
+            let opened = svid_vault::TransitKeyManager::open((**vault).clone()).await;
+            Arc::new(plugin("KeyManager", "hashicorp_vault", opened)?)
         }
     };
     Ok(if metrics.is_enabled() { Arc::new(measured(keys, metrics)) } else { keys })

@@ -6,5 +6,6 @@ mod clients;
 mod envoy;
 mod machines;
 mod mesh;
+mod transit;
 mod two_names;
 mod vault;

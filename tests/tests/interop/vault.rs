@@ -7,19 +7,11 @@ use svid_tests::pki::TestCa;
 use svid_tests::process::eventually;
 use svid_tests::{Agent, Process, Server, ServerOptions, until};
 
-/// The least that the documentation asks for.
-const TIGHT_POLICY: &str = r#"path "pki/root/sign-intermediate" {
-  capabilities = ["update"]
-  allowed_parameters = {
-    csr = []
-    common_name = []
-    organization = []
-    country = []
-    uri_sans = ["spiffe://example.org"]
-    exclude_cn_from_sans = []
-    ttl = []
-  }
-}"#;
+/// The policy of the documentation, which is the least that works.
+fn tight_policy() -> &'static str {
+    let (_, page) = include_str!("../../../docs/vault.md").split_once("<<'POLICY'\n").expect("the policy");
+    page.split_once("POLICY\n").expect("its end").0
+}
 
 fn upstream(bao: &Bao, more: &str) -> ServerOptions {
     let plugins =
@@ -74,7 +66,7 @@ fn assert_silent(secrets: &[&str], processes: &[&Process]) {
 async fn a_token_with_the_tight_policy_is_enough() {
     let Some(bao) = Bao::start().await else { return };
     let root = bao.pki("", "pki").await;
-    bao.policy("", "spire", TIGHT_POLICY).await;
+    bao.policy("", "spire", tight_policy()).await;
     let token = bao.token("spire", "1h").await;
     let (mut server, mut agent) = issues_below(upstream(&bao, &token_auth(&token)), &root).await;
     assert_silent(&[&token], &[server.process(), agent.process()]);
