@@ -177,6 +177,19 @@ impl Bao {
         (text(&role.expect("a role")["data"]["role_id"]), text(&secret["secret_id"]))
     }
 
+    /// Seals the server: it answers 503 from then on.
+    pub async fn seal(&self) {
+        self.post("sys/seal", json!({})).await;
+    }
+
+    /// Opens it again.
+    pub async fn unseal(&mut self) {
+        let line = self.process.wait_for("Unseal Key: ").await;
+        let (_, key) = line.split_once("Unseal Key: ").expect("a key");
+        self.post("sys/unseal", json!({"key": key.trim()})).await;
+        until("OpenBao is active again", || async { self.get("sys/health").await.is_ok() }).await;
+    }
+
     /// Revokes every token that the AppRole gave.
     pub async fn revoke_logins(&self, method: &str) {
         let path = format!("sys/leases/revoke-prefix/auth/{method}/login");

@@ -79,6 +79,39 @@ fn mistakes_have_lines_and_spires_words() {
     refused("server {", "sever {", &["server section must be configured"]);
 }
 
+#[cfg(feature = "vault")]
+#[test]
+fn vault_as_upstream_and_as_key_manager() {
+    let auth = r#"vault_addr = "https://vault:8200" token_auth { token = "hush" }"#;
+    let vault = format!(r#"UpstreamAuthority "vault" {{ plugin_data {{ {auth} }} }} NodeAttestor"#);
+    let text = GOOD.replace("NodeAttestor", &vault);
+    let loaded = read(&text).expect("valid");
+    assert!(matches!(loaded.config.plugins.upstream, Some(UpstreamChoice::Vault(_))));
+    assert!(!format!("{:?}", loaded.config).contains("hush"));
+    let bad = text
+        .replace("https://vault:8200", "vault:8200")
+        .replace("token_auth", "pki_mount_point = \"a//b\" x");
+    let error = read(&bad).expect_err("four mistakes").to_string();
+    for want in
+        ["line 16", "UpstreamAuthority.vault", "vault_addr", "another scheme", "pki_mount_point", "a//b"]
+    {
+        assert!(error.contains(want), "{error}\n lacks {want}");
+    }
+    assert!(!error.contains("hush"), "{error}");
+    refused(
+        "KeyManager \"memory\" { plugin_data {} }",
+        &format!("KeyManager \"hashicorp_vault\" {{ plugin_data {{ {auth} }} }}"),
+        &["line 15", "one of 'key_identifier_file' or 'key_identifier_value' must be provided"],
+    );
+}
+
+#[cfg(not(feature = "vault"))]
+#[test]
+fn a_plugin_that_was_left_out_is_named() {
+    let want = ["\"hashicorp_vault\" is not in this build", "without the feature \"vault\""];
+    refused("KeyManager \"memory\"", "KeyManager \"hashicorp_vault\"", &want);
+}
+
 #[test]
 fn all_mistakes_at_once() {
     let text = GOOD.replace("\"72h\"", "\"x\"").replace("\"DEBUG\"", "\"loud\"").replace("example.org", "A");

@@ -68,15 +68,16 @@ async fn keys_without_users_are_deleted_and_the_newest_counts() {
     svid_core::remote::sign(&*rsa, b"message").await.expect("an RSA signature that was verified");
 }
 
-/// The server with its keys in transit; signs itself.
-async fn start(bao: &Bao) -> (Server, String) {
+/// The server with its keys in transit, and more plugins.
+async fn start(bao: &Bao, plugins: &str) -> (Server, String) {
     bao.mount("", "transit", "transit").await;
     bao.policy("", "keys", policy()).await;
     let login = bao.approle("", "keys").await;
     let auth = format!(r#"approle_auth {{ approle_id = "{}" approle_secret_id = "{}" }}"#, login.0, login.1);
     let key_manager =
         format!(r#"KeyManager "hashicorp_vault" {{ plugin_data {{ {} }} }}"#, plugin_data(bao, &auth, "one"));
-    let options = ServerOptions { key_manager: Some(key_manager), ..ServerOptions::default() };
+    let options =
+        ServerOptions { key_manager: Some(key_manager), plugins: plugins.into(), ..ServerOptions::default() };
     (Server::start_with(options).await, login.1)
 }
 
@@ -98,7 +99,7 @@ fn assert_silent(secret: &str, process: &Process) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authority_outlives_the_process_and_its_token() {
     let Some(bao) = Bao::start().await else { return };
-    let (mut server, secret_id) = start(&bao).await;
+    let (mut server, secret_id) = start(&bao, "").await;
     let agent = Agent::join(&server).await;
     server.entry("/web", &format!("unix:uid:{}", nix::unistd::geteuid()), &[]).await;
     let before = workload_gets_both_kinds(&agent).await;
@@ -113,4 +114,37 @@ async fn the_authority_outlives_the_process_and_its_token() {
     assert_eq!(before, after, "the same authority goes on");
     server.process().wait_for("Vault refused the token; logging in again").await;
     assert_silent(&secret_id, server.process());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_with_its_key_in_transit_below_the_pki_engine() {
+    let Some(bao) = Bao::start().await else { return };
+    let root = bao.pki("", "pki").await;
+    let upstream = format!(
+        r#"UpstreamAuthority "vault" {{ plugin_data {{ vault_addr = "{}" token_auth {{ token = "{ROOT_TOKEN}" }} }} }}"#,
+        bao.address
+    );
+    let (server, _) = start(&bao, &upstream).await;
+    let agent = Agent::join(&server).await;
+    server.entry("/web", &format!("unix:uid:{}", nix::unistd::geteuid()), &[]).await;
+    assert_eq!(workload_gets_both_kinds(&agent).await, [root]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_vault_is_sealed_nothing_new_is_signed_and_afterwards_all_goes_on() {
+    let Some(mut bao) = Bao::start().await else { return };
+    let (server, _) = start(&bao, "").await;
+    let agent = Agent::join(&server).await;
+    server.entry("/web", &format!("unix:uid:{}", nix::unistd::geteuid()), &[]).await;
+    workload_gets_both_kinds(&agent).await;
+    bao.seal().await;
+    let id = server.id("/minted");
+    let refused = server.cli(&["x509", "mint", "-spiffeID", &id]).await;
+    assert_ne!(refused.code, 0);
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("Unavailable") && said.contains("Vault"), "{said}");
+    agent.x509().await;
+    bao.unseal().await;
+    server.cli(&["x509", "mint", "-spiffeID", &id]).await.ok();
+    workload_gets_both_kinds(&agent).await;
 }

@@ -95,6 +95,25 @@ async fn keeps_the_promises_of_upstream_authorities() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_short_token_is_renewed_and_shown_nowhere_even_at_trace() {
+    let Some(bao) = Bao::start().await else { return };
+    let root = bao.pki("", "pki").await;
+    bao.policy("", "spire", SIGN_POLICY).await;
+    let token = bao.token("spire", "15s").await;
+    let mut options = upstream(&bao, &token_auth(&token));
+    options.server = "log_level = \"TRACE\"".into();
+    let (mut server, mut agent) = issues_below(options, &root).await;
+    server.process().wait_for("Renewed the token for Vault").await;
+    server.cli(&["localauthority", "x509", "prepare"]).await.ok();
+    assert_silent(&[&token], &[server.process(), agent.process()]);
+    let login = bao.approle("", "spire").await;
+    let mut options = upstream(&bao, &approle_auth(&login));
+    options.server = "log_level = \"TRACE\"".into();
+    let mut server = Server::start_with(options).await;
+    assert_silent(&[&login.1, "client_token"], &[server.process()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn approle_logs_in_again_when_its_token_was_revoked() {
     let Some(bao) = Bao::start().await else { return };
     let root = bao.pki("", "pki").await;
@@ -303,7 +322,7 @@ async fn mistakes_get_clear_words() {
     .await;
     let token = token_auth("not-a-token-of-anybody");
     refused(upstream(&bao, &token), &["authentication failed auth/token/lookup-self", "was revoked"]).await;
-    bao.post("sys/seal", json!({})).await;
+    bao.seal().await;
     refused(upstream(&bao, &good), &["has to be unsealed"]).await;
 }
 
@@ -320,6 +339,19 @@ async fn a_vault_of_another_ca_is_not_believed() {
         token_auth(ROOT_TOKEN)
     );
     refused(upstream(&bao, &auth), &["ca_cert_path", "No such file"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_need_no_vault() {
+    let Some(bao) = Bao::start().await else { return };
+    let root = bao.pki("", "pki").await;
+    let (server, _) = issues_below(upstream(&bao, &token_auth(ROOT_TOKEN)), &root).await;
+    bao.process.kill().await;
+    let other = Agent::join(&server).await;
+    eventually(|| other.cli(&["api", "fetch", "x509"])).await;
+    let refused = server.cli(&["localauthority", "x509", "prepare"]).await;
+    assert_ne!(refused.code, 0, "only a new authority needs it");
+    assert!(refused.stderr.contains("cannot reach Vault"), "{}", refused.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,7 @@ use svid_vault::{UpstreamConfig, UpstreamVault};
 
 const SIGN: &str = "/v1/pki/root/sign-intermediate";
 const LOGIN: &str = "/v1/auth/approle/login";
+const RENEW: &str = "/v1/auth/token/renew-self";
 const SECRET_ID: &str = "secret-id-nobody-may-see";
 const TTL: Duration = Duration::from_secs(1800);
 
@@ -51,11 +52,75 @@ async fn vault(sign: impl Fn(&Ca, &Seen, &[u8]) -> Reply + Send + Sync + 'static
     (fake, ca)
 }
 
+/// Logins give tokens of ten seconds, the shortest life that is renewed. Says what renewing them is answered.
+async fn short_lived(renewal: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Fake {
+    let ca = Ca::new();
+    Fake::start(move |seen| match seen.path.as_str() {
+        LOGIN => token(&format!("token-{}", seen.nth), 10),
+        RENEW => renewal(seen),
+        SIGN => {
+            let csr = seen.body["csr"].as_str().expect("a CSR");
+            signed(&ca, &svid_core::pem::parse_block_pem(csr, "CERTIFICATE REQUEST").expect("in PEM"))
+        }
+        _ => Reply::Json(404, json!({"errors": []})),
+    })
+    .await
+}
+
+fn token(token: &str, seconds: u64) -> Reply {
+    Reply::Json(200, json!({"auth": {"client_token": token, "lease_duration": seconds, "renewable": true}}))
+}
+
+/// Waits for so many requests of a path.
+async fn asked(fake: &Fake, path: &str, count: usize) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let all = async {
+        while fake.count(path) < count {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("asked");
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_without_being_used() {
+    let fake = short_lived(|seen| {
+        assert_eq!(seen.token.as_deref(), Some("token-1"));
+        token("token-1", if seen.nth == 1 { 10 } else { 600 })
+    })
+    .await;
+    let upstream = upstream(&fake.address);
+    upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
+    asked(&fake, RENEW, 2).await;
+    upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
+    assert_eq!(fake.count(LOGIN), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_renewed_is_replaced() {
+    let fake = short_lived(|_| refusal(403, "permission denied")).await;
+    let upstream = upstream(&fake.address);
+    upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
+    asked(&fake, RENEW, 1).await;
+    // The refusal may still be on its way.
+    asked_anew(&fake, &upstream).await;
+    assert_eq!(fake.count(LOGIN), 2);
+}
+
+/// Mints until there was a second login.
+async fn asked_anew(fake: &Fake, upstream: &UpstreamVault) {
+    let again = async {
+        while fake.count(LOGIN) < 2 {
+            upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again).await.expect("a second login");
+}
+
 fn login(seen: &Seen) -> Reply {
     assert_eq!(seen.token, None, "no old token at a login");
     assert_eq!(seen.body, json!({"role_id": "r", "secret_id": SECRET_ID}));
-    let token = format!("token-{}", seen.nth);
-    Reply::Json(200, json!({"auth": {"client_token": token, "lease_duration": 600, "renewable": true}}))
+    token(&format!("token-{}", seen.nth), 600)
 }
 
 fn signed(ca: &Ca, csr: &[u8]) -> Reply {
