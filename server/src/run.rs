@@ -226,8 +226,8 @@ async fn serve_trust_domain(
 }
 
 async fn start_ca(config: &ServerConfig, base: &Base, stop: &CancellationToken) -> Result<Ca, RunError> {
-    let keys = parts::key_manager(config, &base.metrics).await?;
-    let upstream = parts::upstream(config, &base.clock)?;
+    let keys = parts::key_manager(config, &base.metrics, &base.clock).await?;
+    let upstream = parts::upstream(config, &base.clock).await?;
     let stored = StoredCa::new(base.store.clone(), config.trust_domain.clone(), base.server_id.clone());
     let ca_config = parts::ca_config(config, &base.metrics, &base.clock_guard);
     let (ca, rotating) = Ca::start(ca_config, keys, upstream, Arc::new(stored), base.clock.clone()).await?;

@@ -55,7 +55,12 @@ impl LogrusLayer {
         if level_of(level) as u8 > limit {
             return false;
         }
-        metadata.target().starts_with("svid") || level <= Level::WARN || limit == LogLevel::Trace as u8
+        let target = metadata.target();
+        // These tell at trace what they sign, session tokens included.
+        let tells_secrets = target.starts_with("aws_");
+        target.starts_with("svid")
+            || level <= Level::WARN
+            || (limit == LogLevel::Trace as u8 && !tells_secrets)
     }
 }
 

@@ -33,6 +33,23 @@ pub enum KeyManagerChoice {
     /// In the transit engine of a Vault or OpenBao.
     #[cfg(feature = "vault")]
     Vault(Box<svid_vault::KeyManagerConfig>),
+    /// In AWS KMS.
+    #[cfg(feature = "aws")]
+    AwsKms(svid_aws::KmsConfig),
+}
+
+impl KeyManagerChoice {
+    /// The plugin's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Disk { .. } => "disk",
+            #[cfg(feature = "vault")]
+            Self::Vault(_) => "hashicorp_vault",
+            #[cfg(feature = "aws")]
+            Self::AwsKms(_) => "aws_kms",
+        }
+    }
 }
 
 /// Who signs this server's CA.
@@ -50,6 +67,9 @@ pub enum UpstreamChoice {
     /// The PKI engine of a Vault or OpenBao.
     #[cfg(feature = "vault")]
     Vault(svid_vault::UpstreamConfig),
+    /// A CA of AWS Private CA.
+    #[cfg(feature = "aws")]
+    AwsPca(svid_aws::PcaConfig),
 }
 
 /// How nodes prove what they are.
@@ -182,6 +202,20 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
         }
         ("KeyManager", "memory") => found.key_managers.push(KeyManagerChoice::Memory),
         ("KeyManager", "disk") => found.key_managers.extend(data(r, &block.data, disk_keys)),
+        #[cfg(feature = "aws")]
+        ("KeyManager", "aws_kms") => {
+            let config = data(r, &block.data, svid_aws::KmsConfig::read);
+            found.key_managers.extend(config.map(KeyManagerChoice::AwsKms));
+        }
+        #[cfg(feature = "aws")]
+        ("UpstreamAuthority", "aws_pca") => {
+            let config = data(r, &block.data, svid_aws::PcaConfig::read);
+            found.upstreams.extend(config.map(UpstreamChoice::AwsPca));
+        }
+        #[cfg(not(feature = "aws"))]
+        ("KeyManager", "aws_kms") | ("UpstreamAuthority", "aws_pca") => {
+            r.error("", without_feature(&block.kind, &block.name, "aws"));
+        }
         ("UpstreamAuthority", "disk") => found.upstreams.extend(data(r, &block.data, upstream_disk)),
         #[cfg(feature = "vault")]
         ("UpstreamAuthority", "vault") => {
@@ -207,7 +241,7 @@ fn choose(r: &mut Reader, block: &Block, found: &mut Found) {
 }
 
 /// What the configuration says of a plugin that this build left out.
-#[cfg(not(feature = "vault"))]
+#[cfg(not(all(feature = "aws", feature = "vault")))]
 fn without_feature(kind: &str, name: &str, feature: &str) -> String {
     format!(
         "the {kind} plugin {name:?} is not in this build of the server: it was built without the feature {feature:?}"

@@ -71,8 +71,8 @@ fn mistakes_have_lines_and_spires_words() {
     refused("/tmp/data/x.sqlite3", ":memory:", &["a database in memory is lost"]);
     refused(
         "KeyManager \"memory\"",
-        "KeyManager \"aws_kms\"",
-        &["\"aws_kms\" is not built into this server"],
+        "KeyManager \"gcp_kms\"",
+        &["\"gcp_kms\" is not built into this server"],
     );
     refused("KeyManager \"memory\"", "KeyManager \"nope\"", &["no built-in plugin \"nope\""]);
     refused("plugins {", "plugin {", &["plugins section must be configured"]);

@@ -59,6 +59,7 @@ fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError
 pub(super) async fn key_manager(
     config: &ServerConfig,
     metrics: &Metrics,
+    clock: &Clock,
 ) -> Result<Arc<dyn KeyManager>, RunError> {
     let keys: Arc<dyn KeyManager> = match &config.plugins.key_manager {
         KeyManagerChoice::Memory => Arc::new(MemoryKeyManager::new()),
@@ -69,6 +70,11 @@ pub(super) async fn key_manager(
         KeyManagerChoice::Vault(vault) => {
             let opened = svid_vault::TransitKeyManager::open((**vault).clone()).await;
             Arc::new(plugin("KeyManager", "hashicorp_vault", opened)?)
+        }
+        #[cfg(feature = "aws")]
+        KeyManagerChoice::AwsKms(kms) => {
+            let opened = svid_aws::AwsKms::open(kms, &config.trust_domain, clock.clone()).await;
+            Arc::new(plugin("KeyManager", "aws_kms", opened)?)
         }
     };
     Ok(if metrics.is_enabled() { Arc::new(measured(keys, metrics)) } else { keys })
@@ -87,7 +93,7 @@ fn measured(keys: Arc<dyn KeyManager>, metrics: &Metrics) -> ObservedKeyManager 
     ObservedKeyManager::new(keys, Arc::new(observer))
 }
 
-pub(super) fn upstream(
+pub(super) async fn upstream(
     config: &ServerConfig,
     clock: &Clock,
 ) -> Result<Option<Arc<dyn UpstreamAuthority>>, RunError> {
@@ -106,6 +112,11 @@ pub(super) fn upstream(
         UpstreamChoice::Vault(vault) => {
             let opened = svid_vault::UpstreamVault::open(vault.clone());
             Arc::new(plugin("UpstreamAuthority", "vault", opened)?)
+        }
+        #[cfg(feature = "aws")]
+        UpstreamChoice::AwsPca(pca) => {
+            let opened = svid_aws::AwsPca::open(pca.clone(), clock.clone()).await;
+            Arc::new(plugin("UpstreamAuthority", "aws_pca", opened)?)
         }
     }))
 }

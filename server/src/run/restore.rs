@@ -8,11 +8,11 @@ use serde::Serialize;
 use svid_core::clock::Clock;
 use svid_core::key::Signer;
 use svid_daemon::harden::{DataDirLock, check_private_dir, harden, lock_data_dir};
-use svid_keymanager::DiskKeyManager;
-use svid_plugin_api::KeyManager as _;
+use svid_daemon::metrics::Metrics;
 
 use super::RunError;
 use super::identity::Place;
+use super::parts;
 use crate::ca::{Usable, usable_authorities};
 use crate::config::{KeyManagerChoice, ServerConfig};
 use crate::store::SERVER_LEASE;
@@ -152,17 +152,21 @@ impl Restore {
         Ok(Told { authorities: authorities(&outlook, &usable), report: outlook.report, next_start })
     }
 
-    /// The keys of this data directory; none where there is no file yet, or keys die with the process.
+    /// The keys of this server; none where there cannot be any yet, or keys die with the process.
     async fn keys(&self) -> Result<BTreeMap<String, Arc<dyn Signer>>, RunError> {
-        let KeyManagerChoice::Disk { keys_path } = &self.config.plugins.key_manager else {
-            return Ok(BTreeMap::new());
-        };
-        if !keys_path.exists() {
-            return Ok(BTreeMap::new());
+        let choice = &self.config.plugins.key_manager;
+        match choice {
+            KeyManagerChoice::Memory => return Ok(BTreeMap::new()),
+            KeyManagerChoice::Disk { keys_path } if !keys_path.exists() => return Ok(BTreeMap::new()),
+            #[cfg(feature = "aws")]
+            KeyManagerChoice::AwsKms(kms) if kms.identifier.is_new() => return Ok(BTreeMap::new()),
+            _ => {}
         }
-        let failed = |source| RunError::Plugin { kind: "KeyManager", name: "disk", source };
-        let keys = DiskKeyManager::open(keys_path).map_err(failed)?;
-        Ok(keys.list().await.map_err(failed)?.into_iter().collect())
+        let clock = Clock::system();
+        let keys = parts::key_manager(&self.config, &Metrics::disabled(), &clock).await?;
+        let listed = keys.list().await;
+        let failed = |source| RunError::Plugin { kind: "KeyManager", name: choice.name(), source };
+        Ok(listed.map_err(failed)?.into_iter().collect())
     }
 
     fn server_id(&self) -> Option<String> {
