@@ -10,6 +10,7 @@ pub mod client;
 pub mod envoy;
 pub mod lint;
 pub mod netns;
+pub mod partner;
 pub mod pki;
 pub use svid_test_postgres as postgres;
 pub mod process;

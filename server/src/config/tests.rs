@@ -135,3 +135,78 @@ fn flags_go_over_the_file() {
     let bad: Vec<std::ffi::OsString> = vec!["-nope".into()];
     assert_eq!(RunFlags::parse(&bad), Err(FlagError::Unknown("nope".into())));
 }
+
+/// Every page that begins with a configuration begins with one that is taken.
+#[test]
+fn the_federation_page_begins_with_a_working_configuration() {
+    let page = include_str!("../../../docs/federation.md");
+    let (_, rest) = page.split_once("```hcl\n").expect("a configuration");
+    let (text, _) = rest.split_once("```").expect("its end");
+    let loaded = read(text).expect("valid");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let federation = loaded.config.federation;
+    let endpoint = federation.endpoint.expect("an endpoint");
+    assert_eq!((endpoint.port, endpoint.refresh_hint.as_secs()), (8443, 300));
+    let names: Vec<_> =
+        federation.relationships.iter().map(|one| (one.trust_domain.as_str(), one.profile.name())).collect();
+    assert_eq!(names, [("west.example", "https_spiffe"), ("north.example", "https_web")]);
+}
+
+/// Conformance: FED-20, FED-24, FED-25, FED-46 to FED-48.
+#[test]
+fn what_is_wrong_with_a_federation_section_is_said() {
+    let section =
+        |text: &str| GOOD.replace("ratelimit {", &format!("federation {{ {text} }}\n ratelimit {{"));
+    let check = |text: &str, want: &str| {
+        let error = read(&section(text)).expect_err(text).to_string();
+        assert!(error.contains(want), "{error}\n lacks {want}");
+    };
+    let with = |name: &str, url: &str, profile: &str| {
+        format!("federates_with \"{name}\" {{ bundle_endpoint_url = \"{url}\" {profile} }}")
+    };
+    let web = "bundle_endpoint_profile \"https_web\" {}";
+    check(&with("a.test", "http://a.test", web), "must use the HTTPS protocol; URL found: \"http://a.test\"");
+    check(
+        &with("a.test", "", web),
+        "federation.federates_with[\"a.test\"].bundle_endpoint_url must be configured",
+    );
+    check(&with("a.test", "https://me@a.test", web), "must not contain user info; URL found");
+    check(&with("A.test", "https://a.test", web), "invalid trust domain \"A.test\"");
+    check(&with("example.org", "https://a.test", web), "is the server's own trust domain");
+    check(&with("a.test", "https://a.test", ""), "exactly one bundle endpoint profile is expected");
+    check(
+        &with("a.test", "https://a.test", &format!("{web} {}", web.replace("web", "spiffe"))),
+        "exactly one bundle endpoint profile",
+    );
+    check(
+        &with("a.test", "https://a.test", "bundle_endpoint_profile \"http\" {}"),
+        "no bundle endpoint profile defined",
+    );
+    check(
+        &with("a.test", "https://a.test", "bundle_endpoint_profile \"https_spiffe\" {}"),
+        "could not get endpoint SPIFFE ID",
+    );
+    let twice = with("a.test", "https://a.test", web);
+    check(&format!("{twice} {}", twice.replace("\"a.test", "\"spiffe://a.test")), "is configured again");
+    let endpoint = |text: &str| format!("bundle_endpoint {{ {text} }}");
+    check(&endpoint(""), "port must be configured");
+    check(&endpoint("port = 1 refresh_hint = \"5\""), "could not parse refresh_hint");
+    check(&endpoint("port = 1 profile \"http\" {}"), "unknown bundle endpoint profile configured");
+    check(&endpoint("port = 1 profile \"https_web\" {}"), "'acme' or 'serving_cert_file' is required");
+    check(
+        &endpoint("port = 1 profile \"https_web\" { acme { domain_name = \"a\" email = \"b\" } }"),
+        "certbot",
+    );
+    check(
+        &endpoint("port = 1 profile \"https_web\" { serving_cert_file {} }"),
+        "cert_file_path must name a PEM file",
+    );
+    check(
+        &endpoint("port = 1 acme {} profile \"https_web\" {}"),
+        "'acme' or 'profile' can be set, but not both",
+    );
+    let no_profile = read(&section(&endpoint("port = 1 refresh_hint = \"1s\""))).expect("valid");
+    let warned: Vec<_> = no_profile.warnings.iter().map(|problem| problem.message.as_str()).collect();
+    assert!(warned.iter().any(|text| text.contains("refresh hint set too low")), "{warned:?}");
+    assert!(warned.iter().any(|text| text.contains("using https_spiffe as default")), "{warned:?}");
+}

@@ -20,6 +20,7 @@ use rustls::pki_types::ServerName;
 use svid_core::bundle::document::{BundleDocument, DocumentError};
 use svid_core::federation::{EndpointProfile, EndpointUrl, Relationship};
 use svid_core::id::TrustDomain;
+use svid_daemon::log::chain;
 use svid_daemon::tls::{
     BundleSource, SpiffeServerVerifier, TlsError, TlsPolicy, WebVerifier, https_client_config,
 };
@@ -62,7 +63,10 @@ pub enum FetchError {
     /// None of the host's addresses answers.
     #[error("unable to connect to {0}")]
     Connect(SocketAddr, #[source] io::Error),
-    /// The server was not believed, or does not speak TLS.
+    /// The server's certificate is not good enough.
+    #[error("the endpoint's server was not believed: {0}")]
+    Untrusted(String),
+    /// The server does not speak TLS as we do.
     #[error("TLS handshake failed")]
     Handshake(#[source] io::Error),
     /// Not HTTP, or cut off.
@@ -160,7 +164,7 @@ impl Fetcher {
         let name =
             ServerName::try_from(host).map_err(|error| FetchError::Handshake(io::Error::other(error)))?;
         let connecting = TlsConnector::from(tls).connect(name, stream);
-        let stream = connecting.await.map_err(FetchError::Handshake)?;
+        let stream = connecting.await.map_err(not_shaken)?;
         *stage = "while waiting for an answer";
         let answer = ask(url, stream).await?;
         *stage = "while the answer came in";
@@ -188,6 +192,18 @@ impl Fetcher {
         };
         made.map_err(FetchError::Setup)
     }
+}
+
+/// Why there was no handshake: a refused certificate in the verifier's own words.
+fn not_shaken(error: io::Error) -> FetchError {
+    use rustls::{CertificateError, Error};
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let Some(Error::InvalidCertificate(refused)) = refused else { return FetchError::Handshake(error) };
+    FetchError::Untrusted(match refused {
+        CertificateError::Other(other) => chain(&*other.0),
+        CertificateError::UnknownIssuer => TlsError::UnknownAuthority.to_string(),
+        other => other.to_string(),
+    })
 }
 
 /// Tries the host's addresses in order.

@@ -2,8 +2,10 @@
 
 mod cli;
 mod entries;
+mod federation;
 mod load;
 mod mainline;
+mod partners;
 mod postgres;
 mod restart;
 mod units;

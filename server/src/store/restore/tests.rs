@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use svid_core::bundle::X509Authority;
 use svid_core::entry::EntrySpec;
+use svid_core::federation::{EndpointProfile, Relationship};
 use svid_core::id::SpiffeId;
 use svid_core::selector::Selector;
 use svid_proto::spire::private::server::journal;
@@ -464,4 +465,38 @@ async fn files_that_no_server_wrote_are_refused() {
     check(&node("spiffe://evil.org/spire/agent/a"), "example.org", "no server would have written");
     check(&node("spiffe://example.org/spire/agent/a"), "example.org", "it is there twice");
     check(&forge(svid_proto::backup::Kind::Entry(Default::default())), "example.org", "entry \"\"");
+}
+
+#[tokio::test]
+async fn relationships_come_back_only_if_told_so() {
+    let site = Site::new().await;
+    let store = site.store("db").await;
+    let relationship = |name: &str, url: &str| Relationship {
+        trust_domain: name.parse().unwrap(),
+        url: url.parse().unwrap(),
+        profile: EndpointProfile::Web,
+    };
+    let (ended, changed) =
+        (relationship("ended.org", "https://a.test"), relationship("kept.org", "https://b.test"));
+    store.create_relationship(ended.clone(), None).await.unwrap();
+    store.create_relationship(changed, None).await.unwrap();
+    site.back_up(&store).await;
+    store.delete_relationship(&ended.trust_domain, true).await.unwrap();
+    let newer = relationship("kept.org", "https://c.test");
+    let all = crate::store::RelationshipMask { url: true, profile: true };
+    store.update_relationship(newer.clone(), all, None).await.unwrap();
+
+    let refused = site.restore("db", false).await;
+    assert!(!refused.accepted);
+    assert_eq!(listed(&refused.comes_back), ["ended.org (https://a.test)"]);
+    let done = site.restore("db", true).await;
+    assert!(done.restored, "{done:?}");
+    let rows = table(&done, "relationships");
+    assert_eq!((rows.backup, rows.database, rows.added, rows.kept), (2, 1, 1, 1));
+    let (directory, _) =
+        crate::directory::Directory::start(site.store("db").await, &td(), svid_core::clock::Clock::system())
+            .await
+            .unwrap();
+    assert_eq!(directory.relationship(&newer.trust_domain), Some(newer));
+    assert_eq!(directory.relationship(&ended.trust_domain), Some(ended));
 }
