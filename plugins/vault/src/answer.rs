@@ -114,6 +114,9 @@ fn unusable(what: impl Into<String>) -> VaultError {
 
 /// The text of a JSON error could repeat what it stumbled over, so only its kind and place are told.
 fn envelope<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Envelope<T>, VaultError> {
+    if body.is_empty() {
+        return Err(unusable("it is empty: is the mount an engine of the right kind?"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         unusable(format!(
             "not the JSON expected ({:?}, line {}, column {})",

@@ -105,7 +105,12 @@ fn address(r: &mut Reader, env: Env<'_>) -> Option<String> {
         return None;
     }
     match check_address(&found.value) {
-        Ok(address) => Some(address),
+        Ok(address) => {
+            if address.starts_with("http://") && !is_loopback(&address) {
+                r.warn("vault_addr", "secrets go over the network in the clear: use https");
+            }
+            Some(address)
+        }
         // The value is not repeated: somebody may have put a password into it.
         Err(rule) => {
             r.error(
@@ -132,6 +137,13 @@ fn check_address(text: &str) -> Result<String, &'static str> {
         return Err("found a query or fragment behind it");
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// True if the host of this URL is the own machine.
+pub(crate) fn is_loopback(address: &str) -> bool {
+    let url = reqwest::Url::parse(address).ok();
+    let host = url.as_ref().and_then(reqwest::Url::host_str).unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 /// A namespace without slashes at its ends. `None` only together with a recorded mistake.

@@ -120,3 +120,18 @@ fn secrets_are_in_no_text() {
     let connection = good("approle_auth { approle_id = \"r\" approle_secret_id = \"hush\" }", &[ADDRESS]);
     assert!(!format!("{connection:?}").contains("hush"));
 }
+
+#[test]
+fn what_is_dangerous_is_warned_of() {
+    let warned = |address: &str, more: &str| {
+        let text = format!("{more} token_auth {{ token = \"t\" }}");
+        !read(&text, &[("VAULT_ADDR", address)]).1.warnings.is_empty()
+    };
+    assert!(warned("http://vault.example.org", ""));
+    assert!(warned("https://vault.example.org", "insecure_skip_verify = true"));
+    for safe in
+        ["https://vault.example.org", "http://localhost:1", "http://127.0.0.1:8200", "http://[::1]:8200/x"]
+    {
+        assert!(!warned(safe, ""), "{safe}");
+    }
+}

@@ -61,7 +61,7 @@ impl VaultError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } => true,
-            Self::Status { status, .. } => is_passing(*status),
+            Self::Status { status, errors } => is_passing(*status) && !is_precondition(errors),
             _ => false,
         }
     }
@@ -107,7 +107,7 @@ impl Doing<'_> {
     pub(crate) fn refused(&self, error: &VaultError) -> PluginError {
         let advice = self.advice(error);
         let code = match error {
-            VaultError::Status { status: 400, errors } if is_precondition(errors) => {
+            VaultError::Status { status: 400 | 500, errors } if is_precondition(errors) => {
                 PluginCode::FailedPrecondition
             }
             other => other.code(),
@@ -135,7 +135,7 @@ impl Doing<'_> {
             VaultError::Status { status: 412, .. } => {
                 ". The replica asked is still behind the primary".to_owned()
             }
-            VaultError::Status { status: 400, errors } if is_precondition(errors) => {
+            VaultError::Status { status: 400 | 500, errors } if is_precondition(errors) => {
                 format!(". The mount {mount:?}{place} is not set up for this")
             }
             _ => String::new(),
@@ -143,7 +143,7 @@ impl Doing<'_> {
     }
 }
 
-/// Refusals that lie in how the mount is set up, not in what was sent.
+/// Refusals that lie in how the mount is set up, not in what was sent. Some come as 500.
 fn is_precondition(errors: &[String]) -> bool {
     const SIGNS: [&str; 5] =
         ["path length", "could not fetch the CA", "no default issuer", "unable to find", "CA certificate"];
@@ -171,6 +171,8 @@ mod tests {
         for (status, said, code, advice) in [
             (400, "csr contains no data", InvalidArgument, "csr contains no data"),
             (400, "signing certificate has a max path length of zero", FailedPrecondition, "is not set up"),
+            (500, "unable to find PKI issuer for reference: x", FailedPrecondition, "is not set up"),
+            (500, "disk full", Unavailable, "disk full"),
             (
                 403,
                 "permission denied",

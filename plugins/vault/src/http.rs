@@ -10,7 +10,7 @@ use reqwest::redirect::Policy;
 use rustify::endpoint::Endpoint;
 use zeroize::Zeroizing;
 
-use crate::config::Connection;
+use crate::config::{Connection, is_loopback};
 use crate::error::VaultError;
 use crate::tls;
 
@@ -198,24 +198,5 @@ fn reason(error: &reqwest::Error) -> String {
         }
         text if error.is_timeout() => format!("no connection within {} s: {text}", CONNECT_TIMEOUT.as_secs()),
         _ => text,
-    }
-}
-
-fn is_loopback(address: &str) -> bool {
-    let url = Url::parse(address).ok();
-    let host = url.as_ref().and_then(Url::host_str).unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_loopback;
-
-    #[test]
-    fn the_own_machine_needs_no_proxy() {
-        for own in ["http://localhost:1", "http://127.0.0.1:8200", "https://[::1]:8200/x"] {
-            assert!(is_loopback(own), "{own}");
-        }
-        assert!(!is_loopback("https://vault.example.org") && !is_loopback("nonsense"));
     }
 }

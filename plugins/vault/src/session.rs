@@ -102,6 +102,13 @@ impl Vault {
         self.session.send(&Request::of(endpoint)?, None).await
     }
 
+    /// What Vault wants to be read, without anything that nobody may read.
+    pub(crate) async fn presentable(&self, said: &str) -> String {
+        let token = self.session.state.lock().await.token.clone();
+        let secrets = self.session.secrets(token.as_deref());
+        error::presentable(said, &secrets.iter().map(Secret::expose).collect::<Vec<_>>())
+    }
+
     /// Such as ` in the namespace "a"`; empty without one.
     pub(crate) fn place(&self) -> String {
         self.session.place()

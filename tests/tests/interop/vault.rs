@@ -345,8 +345,10 @@ async fn a_vault_of_another_ca_is_not_believed() {
 async fn certificates_need_no_vault() {
     let Some(bao) = Bao::start().await else { return };
     let root = bao.pki("", "pki").await;
-    let (server, _) = issues_below(upstream(&bao, &token_auth(ROOT_TOKEN)), &root).await;
+    let (mut server, _) = issues_below(upstream(&bao, &token_auth(ROOT_TOKEN)), &root).await;
     bao.process.kill().await;
+    server.stop().await;
+    server.restart().await;
     let other = Agent::join(&server).await;
     eventually(|| other.cli(&["api", "fetch", "x509"])).await;
     let refused = server.cli(&["localauthority", "x509", "prepare"]).await;

@@ -19,11 +19,13 @@ use tokio::task::JoinHandle;
 pub use config::UpstreamConfig;
 
 use crate::answer::{self, SignedCa};
-use crate::error::{self, Doing};
+use crate::error::Doing;
 use crate::session::Vault;
 use request::SignIntermediate;
 use roots::RootReader;
 
+/// How often the mount is asked for its root.
+const ROOT_INTERVAL: Duration = Duration::from_secs(600);
 /// A CA that ends so much sooner than asked is worth a word; clocks differ by less.
 const NOTABLE: Duration = Duration::from_secs(60);
 
@@ -53,10 +55,18 @@ impl UpstreamVault {
     /// # Errors
     /// `root_bundle_path` cannot be used.
     pub fn open(config: UpstreamConfig) -> Result<Self, PluginError> {
+        Self::open_reading_roots_every(ROOT_INTERVAL, config)
+    }
+
+    /// As [`UpstreamVault::open`], with another interval than ten minutes between looks at the mount's root.
+    /// # Errors
+    /// As [`UpstreamVault::open`].
+    pub fn open_reading_roots_every(interval: Duration, config: UpstreamConfig) -> Result<Self, PluginError> {
         config.read_root_bundle().map_err(|error| PluginError::invalid(error.to_string()))?;
         let vault = Arc::new(Vault::new(config.connection.clone()));
         let (roots, minted) = (Arc::new(watch::Sender::new(Arc::default())), Arc::new(Notify::new()));
-        let reader = RootReader { config: config.clone(), vault: vault.clone(), roots: roots.clone() };
+        let reader =
+            RootReader { config: config.clone(), vault: vault.clone(), roots: roots.clone(), interval };
         let refresh = tokio::spawn(reader.run(minted.clone()));
         Ok(Self { config, vault, roots, minted, refresh })
     }
@@ -74,7 +84,7 @@ impl UpstreamVault {
         let answer = self.vault.call(&request).await.map_err(|error| doing.refused(&error))?;
         let signed = answer::signed_ca(&answer.body).map_err(|error| doing.refused(&error))?;
         for warning in &signed.warnings {
-            let warning = error::presentable(warning, &[]);
+            let warning = self.vault.presentable(warning).await;
             tracing::warn!(%warning, mount = self.config.pki_mount_point, "Vault signed the CA with a warning");
         }
         Ok(signed)

@@ -14,19 +14,18 @@ use crate::chain::root_above;
 use crate::error::VaultError;
 use crate::session::Vault;
 
-/// How often the mount is asked for its issuer.
-const INTERVAL: Duration = Duration::from_secs(600);
-/// How soon again after a failure.
+/// How soon again after a failure, if that is sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 pub(super) struct RootReader {
     pub(super) config: UpstreamConfig,
     pub(super) vault: Arc<Vault>,
     pub(super) roots: Arc<watch::Sender<Arc<[X509Authority]>>>,
+    pub(super) interval: Duration,
 }
 
 impl RootReader {
-    /// Reads at once, after each CA that was minted, and every ten minutes.
+    /// Reads at once, after each CA that was minted, and at each interval.
     pub(super) async fn run(self, minted: Arc<Notify>) {
         let mut last_error = None;
         loop {
@@ -34,7 +33,7 @@ impl RootReader {
                 Ok(roots) => {
                     last_error = None;
                     self.publish(roots);
-                    INTERVAL
+                    self.interval
                 }
                 Err(error) => {
                     if last_error.as_ref() != Some(&error) {
@@ -42,7 +41,7 @@ impl RootReader {
                         tracing::warn!(%error, mount, "Cannot read the root of the Vault mount; going on with what is known");
                     }
                     last_error = Some(error);
-                    AFTER_FAILURE
+                    AFTER_FAILURE.min(self.interval)
                 }
             };
             tokio::select! {

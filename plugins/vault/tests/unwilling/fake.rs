@@ -80,6 +80,7 @@ async fn serve(mut stream: TcpStream, handler: Arc<Handler>, counts: Arc<Mutex<H
     let answer = match handler(&Seen { path, token, body, nth }) {
         Reply::Nothing => return,
         Reply::Json(status, body) => respond(status, "x-nothing: 1", body.to_string().as_bytes(), true),
+        Reply::Header(204, line) => respond(204, &line, b"", true),
         Reply::Header(status, line) => respond(status, &line, b"{\"errors\":[]}", true),
         Reply::Huge { bytes, announced } => respond(200, "x-nothing: 1", &vec![b' '; bytes], announced),
     };

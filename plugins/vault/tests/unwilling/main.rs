@@ -21,13 +21,17 @@ const SECRET_ID: &str = "secret-id-nobody-may-see";
 const TTL: Duration = Duration::from_secs(1800);
 
 fn upstream(address: &str) -> UpstreamVault {
+    UpstreamVault::open(config(address)).expect("open")
+}
+
+fn config(address: &str) -> UpstreamConfig {
     let text = format!(
         r#"vault_addr = "{address}" approle_auth {{ approle_id = "r" approle_secret_id = "{SECRET_ID}" }}"#
     );
     let body = hcl::parse(&text).expect("HCL");
     let (config, report) = hcl::decode(&body, |r| UpstreamConfig::read(r, &|_| None));
     assert_eq!(report.errors, []);
-    UpstreamVault::open(config.expect("a configuration")).expect("open")
+    config.expect("a configuration")
 }
 
 fn csr() -> Vec<u8> {
@@ -264,6 +268,39 @@ async fn one_redirect_is_followed_within_a_scheme() {
         let (fake, _) = vault(move |_, _, _| Reply::Header(302, to.into())).await;
         assert_error(mint(&fake).await, PluginCode::FailedPrecondition, words);
     }
+}
+
+#[tokio::test]
+async fn a_new_root_is_seen_without_a_mint() {
+    let roots = [Ca::new(), Ca::new()];
+    let want: Vec<Vec<u8>> = roots.iter().map(|ca| ca.der().to_vec()).collect();
+    let fake = Fake::start(move |seen| {
+        assert_eq!(seen.path, "/v1/pki/issuer/default/json", "nothing else is asked, and nobody logs in");
+        assert_eq!(seen.token, None);
+        match seen.nth {
+            1 => Ca::answer(roots[0].der(), &[roots[0].der()]),
+            2..5 => refusal(501, "not now"),
+            _ => Ca::answer(roots[1].der(), &[roots[1].der()]),
+        }
+    })
+    .await;
+    let interval = Duration::from_millis(50);
+    let upstream = UpstreamVault::open_reading_roots_every(interval, config(&fake.address)).expect("open");
+    let mut known = upstream.roots();
+    for want in want {
+        let one = |roots: &Arc<[_]>| roots.iter().map(svid_core::bundle::X509Authority::der).eq([&want[..]]);
+        let seen = tokio::time::timeout(Duration::from_secs(60), known.wait_for(one)).await;
+        seen.expect("in time").expect("the plugin lives");
+    }
+}
+
+#[tokio::test]
+async fn a_mount_of_another_kind() {
+    let (fake, _) = vault(|_, _, _| Reply::Header(204, "x-nothing: 1".into())).await;
+    assert_error(mint(&fake).await, PluginCode::Internal, "is the mount an engine of the right kind?");
+    let (fake, _) = vault(|_, _, _| refusal(500, "could not fetch the CA certificate (was one set?)")).await;
+    assert_error(mint(&fake).await, PluginCode::FailedPrecondition, "is not set up for this");
+    assert_eq!(fake.count(SIGN), 1, "that does not pass by itself");
 }
 
 #[tokio::test]
