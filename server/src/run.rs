@@ -217,6 +217,7 @@ async fn serve_trust_domain(
         server_id: base.server_id.clone(),
         facts: base.facts.clone(),
         federation,
+        key_manager: config.plugins.key_manager.name(),
         watchers: api::sync::Watchers::default(),
         syncs: api::sync::Watchers::default(),
     });

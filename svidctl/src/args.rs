@@ -20,6 +20,8 @@ Times are seconds since 1970 (0: unknown), *_s are seconds, names do not change 
   entry list   {entries[]} in the form of `svid-server entry show -output json`
   entry show   {entry}
   agent list   {agents[]}: id, attestation_type, serial, expires_at, remaining_s, state, can_reattest, version
+  ca show      {trust_domain, server_id, key_manager, upstream_authority, x509_authorities[], jwt_authorities[],
+               x509_bundle[], jwt_bundle[], servers[], warnings[]}; each authority has its chain[] from the root
   agent show   {agent, selectors[], entries[], computed_by}; each entry has admin and downstream
   backup       {file, size, trust_domain, taken_at, server_id, server_version, epoch, seq, bundles, journals, agents,
                entries}
@@ -93,6 +95,9 @@ pub enum Command {
     /// Attested agents
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// The trust domain's authorities
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Writes the server's whole state, as of this moment, into a file: everything but private keys and join tokens
     Backup(BackupArgs),
     /// Puts a backup into the database of a server that is stopped; tells first what would come of it
@@ -127,6 +132,13 @@ pub enum AgentCommand {
         /// The agent's SPIFFE ID
         id: String,
     },
+}
+
+/// The trust domain's authorities.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// From the root to what signs: remaining life, slots, where each key lives, what is tainted
+    Show,
 }
 
 /// SVIDs.

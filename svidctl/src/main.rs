@@ -4,6 +4,7 @@ mod agents;
 mod args;
 mod authorized;
 mod backup;
+mod ca;
 mod connect;
 mod entries;
 mod envoy;
@@ -51,6 +52,7 @@ async fn run(args: &Args, screen: &mut Screen) -> Result<(), Failure> {
         Command::Status => status::run(args, screen).await,
         Command::Entry(command) => entries::run(args, command, screen).await,
         Command::Agent(command) => agents::run(args, command, screen).await,
+        Command::Ca(command) => ca::run(args, command, screen).await,
         Command::Backup(command) => backup::run(args, command, screen).await,
         Command::Restore(command) => Err(restore::run(args, command)),
         Command::Svid(command) => svid::run(args, command, screen).await,

@@ -72,7 +72,8 @@ fn svid(id: String, expires_at: i64, now: i64) -> Svid {
     Svid { spiffe_id: id, expires_at, remaining_s: expires_at.saturating_sub(now).max(0) }
 }
 
-fn state(number: i32) -> &'static str {
+/// The name of a state.
+pub fn state(number: i32) -> &'static str {
     use wire::AuthorityState as State;
     match State::try_from(number) {
         Ok(State::Active) => "active",
@@ -83,8 +84,37 @@ fn state(number: i32) -> &'static str {
     }
 }
 
+/// X.509 authorities as our server tells them.
+pub fn x509_authorities(all: Vec<wire::X509Authority>, now: i64) -> Vec<Authority> {
+    let authority = |one: wire::X509Authority| Authority {
+        id: one.authority_id,
+        subject: one.subject,
+        not_before: one.not_before,
+        not_after: one.not_after,
+        remaining_s: one.not_after.saturating_sub(now).max(0),
+        state: state(one.state),
+        slot: one.slot,
+        tainted: one.tainted,
+        upstream: one.upstream_authority_subject_key_id,
+    };
+    all.into_iter().map(authority).collect()
+}
+
+/// JWT authorities as our server tells them.
+pub fn jwt_authorities(all: Vec<wire::JwtAuthority>, now: i64) -> Vec<Authority> {
+    let authority = |one: wire::JwtAuthority| Authority {
+        id: one.authority_id,
+        not_after: one.expires_at,
+        remaining_s: one.expires_at.saturating_sub(now).max(0),
+        state: state(one.state),
+        slot: one.slot,
+        tainted: one.tainted,
+        ..Authority::default()
+    };
+    all.into_iter().map(authority).collect()
+}
+
 fn from_status(status: wire::GetStatusResponse, now: i64) -> Server {
-    let remaining_s = |end: i64| end.saturating_sub(now).max(0);
     let database = status.database.unwrap_or_default();
     Server {
         socket: String::new(),
@@ -100,30 +130,8 @@ fn from_status(status: wire::GetStatusResponse, now: i64) -> Server {
         entries: status.entries_count,
         entries_expiring_soon: status.entries_expiring_soon_count,
         federated_bundles: status.federated_bundles_count,
-        x509_authorities: (status.x509_authorities.into_iter())
-            .map(|one| Authority {
-                id: one.authority_id,
-                subject: one.subject,
-                not_before: one.not_before,
-                not_after: one.not_after,
-                remaining_s: remaining_s(one.not_after),
-                state: state(one.state),
-                slot: one.slot,
-                tainted: one.tainted,
-                upstream: one.upstream_authority_subject_key_id,
-            })
-            .collect(),
-        jwt_authorities: (status.jwt_authorities.into_iter())
-            .map(|one| Authority {
-                id: one.authority_id,
-                not_after: one.expires_at,
-                remaining_s: remaining_s(one.expires_at),
-                state: state(one.state),
-                slot: one.slot,
-                tainted: one.tainted,
-                ..Authority::default()
-            })
-            .collect(),
+        x509_authorities: x509_authorities(status.x509_authorities, now),
+        jwt_authorities: jwt_authorities(status.jwt_authorities, now),
         svid: status.server_svid.map(|one| svid(id(one.id.as_ref()), one.expires_at, now)),
         database: database.kind,
         database_reachable: database.reachable,

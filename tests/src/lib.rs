@@ -9,6 +9,7 @@ pub mod calls;
 pub mod client;
 pub mod envoy;
 pub mod lint;
+pub mod mtls;
 pub mod netns;
 pub mod partner;
 pub mod pki;

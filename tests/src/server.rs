@@ -220,4 +220,13 @@ plugins {{
         let line = out.lines().find(|line| line.starts_with("Entry ID")).expect("an entry");
         line.split_once(": ").expect("a value").1.trim().to_owned()
     }
+
+    /// `localauthority <kind> <verb>`, for the authority `id` where the verb needs one. The id that it tells.
+    pub async fn authority(&self, kind: &str, verb: &str, id: Option<&str>) -> String {
+        let id = id.into_iter().flat_map(|id| ["-authorityID", id]);
+        let args: Vec<&str> = ["localauthority", kind, verb].into_iter().chain(id).collect();
+        let said = self.cli(&args).await.ok();
+        let id = said.lines().find_map(|line| line.trim().strip_prefix("Authority ID: "));
+        id.unwrap_or_else(|| panic!("no authority in {said}")).to_owned()
+    }
 }

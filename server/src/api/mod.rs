@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod audit;
+mod authorities;
 pub mod authorize;
 pub mod backup;
 pub mod bundle;
@@ -88,6 +89,8 @@ pub struct Context {
     pub facts: ServerFacts,
     /// What is fetched from other trust domains.
     pub federation: Federation,
+    /// Name of the plugin that keeps this server's keys.
+    pub key_manager: &'static str,
     /// Open watch streams.
     pub watchers: sync::Watchers,
     /// Open dialogues of `SyncAuthorizedEntries` that hold a long list.

@@ -46,13 +46,18 @@ fn place(infos: &[AuthorityInfo], id: &str) -> (String, wire::AuthorityState) {
 }
 
 impl StatusApi {
-    fn infos(&self, kind: AuthorityKind) -> Vec<AuthorityInfo> {
+    pub(super) fn infos(&self, kind: AuthorityKind) -> Vec<AuthorityInfo> {
         let state = self.0.ca.state(kind).unwrap_or_default();
         [state.active, state.prepared, state.old].into_iter().flatten().collect()
     }
 
+    pub(super) fn own_bundle(&self) -> Bundle {
+        let own = self.0.directory.bundle(&self.0.trust_domain);
+        own.map_or_else(|| Bundle::empty(self.0.trust_domain.clone()), |own| (*own).clone())
+    }
+
     /// The authorities of the own bundle; below an upstream those in slots as well, which are no roots.
-    fn x509_authorities(&self, bundle: &Bundle) -> Vec<wire::X509Authority> {
+    pub(super) fn x509_authorities(&self, bundle: &Bundle) -> Vec<wire::X509Authority> {
         let infos = self.infos(AuthorityKind::X509);
         let roots = bundle.x509_authorities.iter().map(|root| {
             let cert = root.parsed();
@@ -85,7 +90,7 @@ impl StatusApi {
         all
     }
 
-    fn jwt_authorities(&self, bundle: &Bundle) -> Vec<wire::JwtAuthority> {
+    pub(super) fn jwt_authorities(&self, bundle: &Bundle) -> Vec<wire::JwtAuthority> {
         let infos = self.infos(AuthorityKind::Jwt);
         let keys = bundle.jwt_authorities.iter().map(|key| {
             let (slot, state) = place(&infos, &key.key_id);
@@ -168,8 +173,7 @@ impl StatusService for StatusApi {
             NodeFilter { banned: Some(false), expires_before: Some(now), ..Default::default() };
         let entries = directory.list_entries(&EntryFilter::default(), Page::default()).items;
         let soon = |expires_at: i64| expires_at > now && expires_at <= now.saturating_add(SOON);
-        let own = directory.bundle(&context.trust_domain);
-        let own = own.map_or_else(|| Bundle::empty(context.trust_domain.clone()), |own| (*own).clone());
+        let own = self.own_bundle();
         let database = wire::DatabaseStatus {
             kind: context.store.kind().into(),
             reachable: context.store.ping().await.is_ok(),
@@ -227,5 +231,12 @@ impl StatusService for StatusApi {
             seen_at: node.suspected_at,
         });
         Ok(Response::new(wire::ListSuspectedClonesResponse { clones: clones.collect() }))
+    }
+
+    async fn get_authorities(
+        &self,
+        _: Request<wire::GetAuthoritiesRequest>,
+    ) -> Result<Response<wire::GetAuthoritiesResponse>, Status> {
+        Ok(Response::new(self.authorities().await))
     }
 }

@@ -226,6 +226,7 @@ methods! {
         "GetStatus" L FREE;
         "ListAuthorizedEntries" L FREE;
         "ListSuspectedClones" L FREE;
+        "GetAuthorities" L FREE;
     }
 }
 

@@ -131,6 +131,17 @@ pub struct FleetArgs {
     pub handshakes: Option<usize>,
 }
 
+/// Which binaries are run.
+#[derive(Debug, Clone, Args)]
+pub struct Daemons {
+    /// The server's binary: svid-server or spire-server
+    #[arg(long, value_name = "PATH")]
+    pub server_bin: PathBuf,
+    /// The agent's binary: svid-agent or spire-agent
+    #[arg(long, value_name = "PATH")]
+    pub agent_bin: PathBuf,
+}
+
 /// What is measured.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Measure {
@@ -205,6 +216,32 @@ pub enum Measure {
         /// Which one, counted from 1 in the order of --server and --admin-socket
         #[arg(long, default_value_t = 2, value_parser = at_least_one)]
         victim: usize,
+    },
+    /// Issuance with an upstream authority on disk and self-signed, in turn: servers of its own, --seconds each
+    Upstream {
+        /// The server's binary: svid-server or spire-server
+        #[arg(long, value_name = "PATH")]
+        server_bin: PathBuf,
+        /// How often each is measured
+        #[arg(long, default_value_t = 10, value_parser = at_least_one)]
+        pairs: usize,
+    },
+    /// X.509 authorities are prepared, activated and tainted under a server and --agents agents of its own [200],
+    /// each with a workload and --entries entries [5]
+    Authorities {
+        #[command(flatten)]
+        daemons: Daemons,
+        /// How often
+        #[arg(long, default_value_t = 10, value_parser = at_least_one)]
+        rounds: usize,
+    },
+    /// From `federation refresh` to a workload, after another trust domain prepared an authority: servers of its own
+    Foreign {
+        #[command(flatten)]
+        daemons: Daemons,
+        /// How often
+        #[arg(long, default_value_t = 20, value_parser = at_least_one)]
+        rounds: usize,
     },
     /// From an empty directory to the first X.509-SVID in a workload
     Start {
@@ -300,6 +337,8 @@ mod tests {
             "svid-load start",
             "svid-load jwt --output yaml",
             "svid-load storm",
+            "svid-load upstream",
+            "svid-load authorities --server-bin /s",
             "svid-load storm --dir /d --every 0",
             "svid-load fleet --protocol sync",
         ] {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::pairs::Ratio;
 use crate::process::{Usage, round};
 use crate::stats::{Errors, Latency, Outcome};
 
@@ -35,6 +36,8 @@ pub struct Report {
     pub client_cpu_seconds: f64,
     /// What one core of this machine does of the work that cannot be avoided.
     pub one_core: Option<OneCore>,
+    /// Of two sides that were measured in turn.
+    pub ratios: Vec<Ratio>,
     /// What else there is to know.
     pub notes: Vec<String>,
 }
@@ -67,6 +70,7 @@ impl Report {
             more_processes: Vec::new(),
             client_cpu_seconds: 0.0,
             one_core: None,
+            ratios: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -113,6 +117,7 @@ impl Report {
             let ratio = core.ratio.map_or("-".to_owned(), |ratio| format!("{:.1}%", ratio * 100.0));
             rows.push(("reached of that", ratio));
         }
+        rows.extend(self.ratios.iter().map(|ratio| ("ratio", ratio.to_string())));
         for (code, errors) in &self.errors {
             rows.push(("errors", format!("{} {code}; the first: {}", errors.count, errors.first)));
         }
@@ -155,7 +160,7 @@ mod tests {
         let names: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(
             names.join(" "),
-            "measure unit callers units wall_seconds rate latency_ms errors process more_processes client_cpu_seconds one_core notes"
+            "measure unit callers units wall_seconds rate latency_ms errors process more_processes client_cpu_seconds one_core ratios notes"
         );
         assert_eq!(json["rate"], 250.0);
         assert_eq!(json["latency_ms"]["p99"], 4.0);

@@ -135,6 +135,11 @@ impl Site {
         Self { tag: tag.to_owned(), ..self.clone() }
     }
 
+    /// The admin socket's channel.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// What tells this run's IDs from others.
     pub fn tag(&self) -> &str {
         &self.tag

@@ -1,5 +1,6 @@
 //! Whole-system scenarios: what an honest user does, against the real binaries.
 
+mod authorities;
 mod cli;
 mod entries;
 mod federation;

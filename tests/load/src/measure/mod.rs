@@ -1,9 +1,12 @@
 //! The measures, one a file.
 
 mod attest;
+mod authorities;
+mod compare;
 mod entries;
 mod fetch;
 mod fleet;
+mod foreign;
 mod jwt;
 mod poll;
 mod propagate;
@@ -42,6 +45,13 @@ pub async fn run(cli: &Cli) -> Result<Report> {
         Measure::Poll { fleet } => poll::run(common, fleet).await,
         Measure::Spread { fleet, rounds, each } => spread::run(common, fleet, *rounds, *each).await,
         Measure::Takeover { fleet, victim } => takeover::run(common, fleet, *victim).await,
+        Measure::Upstream { server_bin, pairs } => compare::upstream(common, server_bin, *pairs).await,
+        Measure::Authorities { daemons, rounds } => {
+            authorities::run(common, &daemons.server_bin, &daemons.agent_bin, *rounds).await
+        }
+        Measure::Foreign { daemons, rounds } => {
+            foreign::run(common, &daemons.server_bin, &daemons.agent_bin, *rounds).await
+        }
         Measure::Start { server_bin, agent_bin, repeat } => start::run(server_bin, agent_bin, *repeat).await,
     }
 }

@@ -18,7 +18,7 @@ use crate::report::Report;
 use crate::site::{BATCH, OwnAgent, Site, selector, wait_until_authorised};
 use crate::stats::{Failure, Outcome};
 
-struct Signer {
+pub(super) struct Signer {
     client: SvidClient<Http2>,
     request: BatchNewX509svidRequest,
 }
@@ -56,15 +56,21 @@ fn request(ids: &[String]) -> Result<BatchNewX509svidRequest> {
     Ok(BatchNewX509svidRequest { params: params.collect::<Result<_>>()? })
 }
 
+/// Callers with a connection each.
+pub(super) async fn signers(agent: &OwnAgent, ids: &[String], callers: usize) -> Result<Vec<Signer>> {
+    let mut signers = Vec::with_capacity(callers);
+    for _ in 0..callers {
+        let client = SvidClient::with_origin(agent.connect().await?, origin());
+        signers.push(Signer { client, request: request(ids)? });
+    }
+    Ok(signers)
+}
+
 pub(super) async fn run(common: &Common) -> Result<Report> {
     let callers = common.callers.unwrap_or(2);
     let site = Site::open(common).await?;
     let (agent, ids) = entries_of_own_agent(&site, BATCH).await?;
-    let mut signers = Vec::with_capacity(callers);
-    for _ in 0..callers {
-        let client = SvidClient::with_origin(agent.connect().await?, origin());
-        signers.push(Signer { client, request: request(&ids)? });
-    }
+    let signers = signers(&agent, &ids, callers).await?;
     let one_core = one_core::verify_and_sign()?;
     let watch = Watch::server(common)?;
     let outcome = closed(signers, common.limit()).await;
