@@ -23,6 +23,9 @@ Times are seconds since 1970 (0: unknown), *_s are seconds, names do not change 
   ca show      {trust_domain, server_id, key_manager, upstream_authority, x509_authorities[], jwt_authorities[],
                x509_bundle[], jwt_bundle[], servers[], warnings[]}; each authority has its chain[] from the root
   agent show   {agent, selectors[], entries[], computed_by}; each entry has admin and downstream
+  federation list    {relationships[]}: trust_domain, source, url, profile, last_error, next_refresh_at, bundle
+  federation show    {relationship}
+  federation refresh {outcome, error, relationship}, and so does federation add
   backup       {file, size, trust_domain, taken_at, server_id, server_version, epoch, seq, bundles, journals, agents,
                entries}
   restore      {backup, database, tables[], comes_back[], lost[], stays[], authorities[], next_start, notes[],
@@ -98,6 +101,9 @@ pub enum Command {
     /// The trust domain's authorities
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Other trust domains whose bundles are followed
+    #[command(subcommand)]
+    Federation(FederationCommand),
     /// Writes the server's whole state, as of this moment, into a file: everything but private keys and join tokens
     Backup(BackupArgs),
     /// Puts a backup into the database of a server that is stopped; tells first what would come of it
@@ -139,6 +145,58 @@ pub enum AgentCommand {
 pub enum CaCommand {
     /// From the root to what signs: remaining life, slots, where each key lives, what is tainted
     Show,
+}
+
+/// Other trust domains.
+#[derive(Debug, Subcommand)]
+pub enum FederationCommand {
+    /// Whom the server follows: age of the last good bundle, last error, next refresh
+    List,
+    /// One of them
+    Show {
+        /// The trust domain
+        trust_domain: String,
+    },
+    /// Follows another trust domain, and fetches its bundle at once
+    Add(FederationAdd),
+    /// Fetches a bundle now
+    Refresh {
+        /// The trust domain
+        trust_domain: String,
+        /// Take the bundle even if it is older than the last one, as after the partner restored a copy
+        #[arg(long)]
+        accept_older: bool,
+    },
+}
+
+/// Another trust domain to follow.
+#[derive(Debug, clap::Args)]
+pub struct FederationAdd {
+    /// The trust domain
+    pub trust_domain: String,
+    /// Its bundle endpoint
+    #[arg(long, value_name = "URL")]
+    pub url: String,
+    /// How the endpoint proves itself: a certificate of a public CA, or an SVID
+    #[arg(long, value_enum)]
+    pub profile: Profile,
+    /// With https_spiffe: the endpoint's SPIFFE ID [default: /spire/server of the trust domain]
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub endpoint_spiffe_id: Option<String>,
+    /// A first bundle: a SPIFFE bundle document, or roots in PEM. https_spiffe needs one
+    #[arg(long, value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
+}
+
+/// How an endpoint proves itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// With a certificate of a public CA
+    #[value(name = "https_web")]
+    HttpsWeb,
+    /// With an SVID
+    #[value(name = "https_spiffe")]
+    HttpsSpiffe,
 }
 
 /// SVIDs.

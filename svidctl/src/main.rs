@@ -8,6 +8,7 @@ mod ca;
 mod connect;
 mod entries;
 mod envoy;
+mod federation;
 mod render;
 mod restore;
 mod status;
@@ -52,6 +53,7 @@ async fn run(args: &Args, screen: &mut Screen) -> Result<(), Failure> {
         Command::Status => status::run(args, screen).await,
         Command::Entry(command) => entries::run(args, command, screen).await,
         Command::Agent(command) => agents::run(args, command, screen).await,
+        Command::Federation(command) => federation::run(args, command, screen).await,
         Command::Ca(command) => ca::run(args, command, screen).await,
         Command::Backup(command) => backup::run(args, command, screen).await,
         Command::Restore(command) => Err(restore::run(args, command)),

@@ -23,7 +23,6 @@ use crate::process::{Meter, own_cpu_seconds, round};
 use crate::report::Report;
 use crate::site::{Site, own_selector};
 use crate::stats::{Failure, Latency, Outcome};
-use crate::workload::Stream;
 
 const AGENTS: usize = 200;
 /// Entries of each agent.

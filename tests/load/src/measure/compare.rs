@@ -114,7 +114,7 @@ pub(super) async fn upstream(common: &Common, server_bin: &Path, pairs: usize) -
 
 /// A root with its key in the ground's directory, and the plugin's block.
 fn upstream_on_disk(ground: &Ground) -> Result<String> {
-    use svid_core::key::{KeyType, LocalKey, PrivateKeyDer, Signer as _};
+    use svid_core::key::{KeyType, LocalKey, PrivateKeyDer};
     use svid_core::x509::{CaSubject, ca};
     const LIFE: Duration = Duration::from_secs(100 * 24 * 3600);
     let key = LocalKey::generate(KeyType::EcP256)?;

@@ -72,7 +72,7 @@ async fn relate(site: &Site, partner: &Site, port: u16) -> Result<()> {
         BundleClient::new(partner.channel()).get_bundle(GetBundleRequest { output_mask: None }).await;
     let bundle = answer.map_err(Failure::from)?.into_inner();
     let profile =
-        types::federation_relationship::BundleEndpointProfile::HttpsSpiffe(types::HttpsSpiffeProfile {
+        types::federation_relationship::BundleEndpointProfile::HttpsSpiffe(types::HttpsspiffeProfile {
             endpoint_spiffe_id: format!("spiffe://{PARTNER}/spire/server"),
         });
     create(
