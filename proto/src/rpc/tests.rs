@@ -122,7 +122,10 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("svid.backup.v1.Backup", &["TakeBackup<"]),
     ("svid.federation.v1.Federation", &["ListRelationships", "RefreshBundle"]),
     ("svid.status.v1.AgentStatus", &["GetStatus"]),
-    ("svid.status.v1.Status", &["GetStatus", "ListAuthorizedEntries", "ListSuspectedClones", "GetAuthorities"]),
+    (
+        "svid.status.v1.Status",
+        &["GetStatus", "ListAuthorizedEntries", "ListSuspectedClones", "GetAuthorities"],
+    ),
     ("svid.sync.v1.Sync", &["Watch<"]),
 ];
 
