@@ -125,8 +125,7 @@ impl Workload {
                         return;
                     };
                     let peer = tls.get_ref().1.peer_certificates().and_then(|chain| uri(chain.first()?));
-                    let _ = tls.write_all(peer.unwrap_or_default().as_bytes()).await;
-                    let _ = tls.shutdown().await;
+                    let _ = answer(&mut tls, &peer.unwrap_or_default()).await;
                 });
             }
         });
@@ -156,6 +155,20 @@ impl Workload {
     }
 }
 
+/// Tells an HTTP client who it is, as the Envoys of the scenarios do.
+async fn answer(
+    tls: &mut tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    peer: &str,
+) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(tls.read_u8().await?);
+    }
+    let answer = format!("HTTP/1.1 200 OK\r\nx-peer: {peer}\r\nconnection: close\r\n\r\n");
+    tls.write_all(answer.as_bytes()).await?;
+    tls.shutdown().await
+}
+
 /// One handshake with what somebody holds, who may be a stranger.
 /// # Errors
 /// Why it failed, on either side.
@@ -166,9 +179,11 @@ pub async fn shake_as(held: &Held, port: u16) -> Result<String, String> {
         let config = Arc::new(client_config(held));
         let mut tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?;
         let mut told = String::new();
+        tls.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await?;
         // With TLS 1.3 it is here that the client hears of its own refusal.
         tls.read_to_string(&mut told).await?;
-        Ok::<_, std::io::Error>(told)
+        let peer = told.lines().find_map(|line| line.strip_prefix("x-peer: ")).map(str::to_owned);
+        peer.ok_or_else(|| std::io::Error::other(format!("not served: {told:?}")))
     };
     match tokio::time::timeout(PATIENCE, exchange).await {
         Ok(told) => told.map_err(|error| error.to_string()),

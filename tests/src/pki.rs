@@ -39,6 +39,11 @@ impl TestCa {
         self.0.pem()
     }
 
+    /// The CA's certificate in DER.
+    pub fn der(&self) -> Vec<u8> {
+        self.0.der().to_vec()
+    }
+
     /// The CA's key in PEM.
     pub fn key_pem(&self) -> String {
         self.0.key().serialize_pem()

@@ -226,6 +226,21 @@ pub enum Measure {
         #[arg(long, default_value_t = 10, value_parser = at_least_one)]
         pairs: usize,
     },
+    /// Issuance with other trust domains followed and without, in turn: servers of its own, --seconds each
+    Federated {
+        /// The server's binary: svid-server or spire-server
+        #[arg(long, value_name = "PATH")]
+        server_bin: PathBuf,
+        /// How often each is measured
+        #[arg(long, default_value_t = 10, value_parser = at_least_one)]
+        pairs: usize,
+        /// Trust domains that are followed; their bundle endpoints are in this process
+        #[arg(long, default_value_t = 100, value_parser = at_least_one)]
+        partners: usize,
+        /// How many of them do not answer
+        #[arg(long, default_value_t = 10)]
+        dead: usize,
+    },
     /// X.509 authorities are prepared, activated and tainted under a server and --agents agents of its own [200],
     /// each with a workload and --entries entries [5]
     Authorities {

@@ -8,6 +8,7 @@ mod ground;
 mod measure;
 mod one_core;
 mod pairs;
+mod partners;
 mod process;
 mod report;
 mod site;

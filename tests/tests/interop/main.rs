@@ -4,6 +4,7 @@ mod bootstrap;
 mod certificates;
 mod clients;
 mod envoy;
+mod federation;
 mod machines;
 mod mesh;
 mod transit;

@@ -4,16 +4,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio::time::sleep;
 
+use super::foreign::create;
 use super::sign::{entries_of_own_agent, signers};
 use crate::cli::Common;
 use crate::drive::closed;
 use crate::ground::{Ground, Program};
 use crate::pairs::Ratio;
+use crate::partners::Partners;
 use crate::process::{Meter, own_cpu_seconds, round};
 use crate::report::Report;
 use crate::site::{BATCH, OwnAgent, Site};
 use crate::stats::Outcome;
+
+/// After relationships were made: the first fetches are over.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// A server with an agent of ours.
 pub(super) struct Side {
@@ -110,6 +116,32 @@ pub(super) async fn upstream(common: &Common, server_bin: &Path, pairs: usize) -
     let (program, site) = below.server(server_bin, "", &plugin).await?;
     let below = Side::of(below, program, &site).await?;
     compare(common, "upstream", ["self-signed", "below an upstream"], [&own, &below], pairs).await
+}
+
+/// With other trust domains followed, some of them dead, and without.
+pub(super) async fn federated(
+    common: &Common,
+    server_bin: &Path,
+    pairs: usize,
+    partners: usize,
+    dead: usize,
+) -> Result<Report> {
+    let alone = Ground::new("example.org")?;
+    let (program, site) = alone.server(server_bin, "", "").await?;
+    let alone = Side::of(alone, program, &site).await?;
+    let others = Partners::start(partners, dead.min(partners)).await?;
+    let follows = Ground::new("example.org")?;
+    let (program, site) = follows.server(server_bin, "", "").await?;
+    create(&site, others.relationships.clone()).await?;
+    let follows = Side::of(follows, program, &site).await?;
+    sleep(SETTLE).await;
+    let names = ["alone", "with partners"];
+    let mut report = compare(common, "federated", names, [&alone, &follows], pairs).await?;
+    let dead = dead.min(partners);
+    report
+        .notes
+        .push(format!("{partners} partners, {dead} of them dead; their endpoints are in this process"));
+    Ok(report)
 }
 
 /// A root with its key in the ground's directory, and the plugin's block.

@@ -46,6 +46,9 @@ pub async fn run(cli: &Cli) -> Result<Report> {
         Measure::Spread { fleet, rounds, each } => spread::run(common, fleet, *rounds, *each).await,
         Measure::Takeover { fleet, victim } => takeover::run(common, fleet, *victim).await,
         Measure::Upstream { server_bin, pairs } => compare::upstream(common, server_bin, *pairs).await,
+        Measure::Federated { server_bin, pairs, partners, dead } => {
+            compare::federated(common, server_bin, *pairs, *partners, *dead).await
+        }
         Measure::Authorities { daemons, rounds } => {
             authorities::run(common, &daemons.server_bin, &daemons.agent_bin, *rounds).await
         }
