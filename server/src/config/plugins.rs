@@ -52,18 +52,6 @@ impl KeyManagerChoice {
     }
 }
 
-impl KeyManagerChoice {
-    /// The plugin's name.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Disk { .. } => "disk",
-            #[cfg(feature = "vault")]
-            Self::Vault(_) => "hashicorp_vault",
-        }
-    }
-}
-
 /// Who signs this server's CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamChoice {

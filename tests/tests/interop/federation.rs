@@ -103,9 +103,7 @@ impl Domain {
 
     /// The other trust domain is no longer followed, and no entry federates with it any more.
     async fn part_from(&self, other: &Self) {
-        let id = other.server.id("");
-        self.server.cli(&["federation", "delete", "-id", &id]).await.ok();
-        self.server.cli(&["bundle", "delete", "-id", &id, "-mode", "dissociate"]).await.ok();
+        self.server.cli(&["federation", "delete", "-id", &other.server.id("")]).await.ok();
     }
 }
 
