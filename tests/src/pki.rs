@@ -49,11 +49,6 @@ impl TestCa {
         self.0.key().serialize_pem()
     }
 
-    /// The CA's certificate in DER.
-    pub fn der(&self) -> Vec<u8> {
-        self.0.der().to_vec()
-    }
-
     /// A leaf with this common name and these URI names.
     pub fn leaf(&self, name: &str, uris: &[&str]) -> TestCert {
         self.signed(name, uris, |_| {})
