@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use svid_core::clock::Clock;
 use svid_core::hcl::Problem;
+use svid_core::id::TrustDomain;
 use svid_daemon::harden::{Hardened, harden, lock_data_dir};
 use svid_daemon::log::LogControl;
 use svid_daemon::metrics::Metrics;
@@ -233,7 +234,27 @@ async fn start_ca(config: &ServerConfig, base: &Base, stop: &CancellationToken) 
     let ca_config = parts::ca_config(config, &base.metrics, &base.clock_guard);
     let (ca, rotating) = Ca::start(ca_config, keys, upstream, Arc::new(stored), base.clock.clone()).await?;
     spawn("the CA rotation", stop, rotating);
+    if ca.has_upstream() {
+        let watching = poke_on_change(base.directory.clone(), config.trust_domain.clone(), ca.clone());
+        spawn("watching the bundle for the CA", stop, watching);
+    }
     Ok(ca)
+}
+
+/// Has the CA look at the bundle at once when it changes, whoever changed it: another server's operator may have tainted
+/// the root that this server's authority leads to.
+async fn poke_on_change(directory: Directory, trust_domain: TrustDomain, ca: Ca) {
+    // A look at memory.
+    const INTERVAL: Duration = Duration::from_millis(200);
+    let mut seen = None;
+    loop {
+        let now = directory.bundle(&trust_domain).map(|bundle| bundle.sequence_number);
+        if now != seen {
+            seen = now;
+            ca.poke().await;
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
 }
 
 /// Serves both listeners until told to stop.

@@ -106,6 +106,7 @@ pub struct Authority {
     algorithm: Vec<u8>,
     cert_der: Vec<u8>,
     cert: ParsedCert,
+    life: Life,
     chain: Vec<Vec<u8>>,
     key_id: Vec<u8>,
     /// C=US, O=SPIRE in DER, the subject that nearly all leaves have.
@@ -131,8 +132,11 @@ impl Authority {
         if cert.public_key_der() != signer.public_key_der() {
             return Err(IssueError::CaProfile("certificate is not for the signing key"));
         }
+        let mut life = cert.life();
         for der in &chain {
-            svid::check_intermediate(&ParsedCert::from_der(der)?)?;
+            let above = ParsedCert::from_der(der)?;
+            svid::check_intermediate(&above)?;
+            life.not_after = life.not_after.min(above.life().not_after);
         }
         let key_id = match cert.subject_key_id() {
             Some(id) => id.to_vec(),
@@ -144,9 +148,17 @@ impl Authority {
             cert_der: ca_cert.to_vec(),
             signer,
             cert,
+            life,
             chain,
             key_id,
         })
+    }
+
+    /// The same authority, ending at `not_after` at the latest: what vouches for it may end before its chain does.
+    #[must_use]
+    pub fn limited_to(mut self, not_after: SystemTime) -> Self {
+        self.life.not_after = self.life.not_after.min(not_after);
+        self
     }
 
     /// The authority's ID: its subject key identifier in lower-case hex.
@@ -154,9 +166,9 @@ impl Authority {
         hex::encode(&self.key_id)
     }
 
-    /// The CA certificate's validity.
+    /// The CA certificate's validity, as far as everything above it lasts: nothing that is signed outlives its chain.
     pub fn life(&self) -> Life {
-        self.cert.life()
+        self.life
     }
 
     /// The CA certificate in DER.
@@ -261,6 +273,7 @@ impl Authority {
         template: CaTemplate,
         now: SystemTime,
     ) -> Result<CertChain, IssueError> {
+        let template = self.clamped(template, now)?;
         let draft = self.draft_downstream_ca(&template, now)?;
         self.below(draft.sign(self.signer.as_ref())?)
     }
@@ -273,8 +286,17 @@ impl Authority {
         template: CaTemplate,
         now: SystemTime,
     ) -> Result<CertChain, IssueError> {
+        let template = self.clamped(template, now)?;
         let draft = self.draft_downstream_ca(&template, now)?;
         self.below(draft.sign_awaited(self.signer.as_ref()).await?)
+    }
+
+    /// No CA below outlives what vouches for this one.
+    fn clamped(&self, template: CaTemplate, now: SystemTime) -> Result<CaTemplate, IssueError> {
+        if self.life.is_over(now) {
+            return Err(IssueError::AuthorityExpired);
+        }
+        Ok(CaTemplate { ttl: template.ttl.min(self.life.remaining(now)), ..template })
     }
 
     fn draft_downstream_ca<'a>(

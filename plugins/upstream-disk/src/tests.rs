@@ -148,6 +148,46 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     assert!(!roots.has_changed().unwrap());
 }
 
+/// As Kubernetes mounts secrets: files are links into a directory that is swapped as a whole.
+#[tokio::test]
+async fn new_roots_are_published_when_files_change() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let swap = |version: &str, ca: &Ca| {
+        let versioned = dir.path().join(version);
+        fs::create_dir(&versioned).unwrap();
+        write(&versioned, &ca.key, &[ca], None);
+        symlink(&versioned, dir.path().join("next")).unwrap();
+        fs::rename(dir.path().join("next"), dir.path().join("data")).unwrap();
+    };
+    let (first, second, third) = (root(), root(), root());
+    swap("1", &first);
+    for name in ["ca.crt", "ca.key"] {
+        symlink(dir.path().join("data").join(name), dir.path().join(name)).unwrap();
+    }
+    let config = DiskConfig {
+        cert_file_path: dir.path().join("ca.crt"),
+        key_file_path: dir.path().join("ca.key"),
+        bundle_file_path: None,
+    };
+    let plugin = open(config).unwrap();
+    let following = tokio::spawn(plugin.follow());
+    let mut roots = plugin.roots();
+    swap("2", &second);
+    roots.changed().await.unwrap();
+    assert_eq!(roots.borrow_and_update()[0].der(), second.cert);
+    // What is broken changes nothing, and is looked at again until it can be used.
+    fs::write(dir.path().join("data/ca.key"), "broken").unwrap();
+    assert!(plugin.0.look().is_err() && plugin.0.look().is_err());
+    assert!(!roots.has_changed().unwrap());
+    write(&dir.path().join("data"), &third.key, &[&third], None);
+    roots.changed().await.unwrap();
+    assert_eq!(roots.borrow_and_update()[0].der(), third.cert);
+    assert!(plugin.0.look().is_ok());
+    drop(plugin);
+    following.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_csr_of_another_trust_domain_is_refused() {
     let dir = tempfile::tempdir().unwrap();

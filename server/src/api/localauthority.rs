@@ -13,7 +13,6 @@ use crate::ca::{AuthorityInfo, AuthorityKind, CaError};
 service!(LocalAuthorityApi);
 
 const WIT: &str = "WIT-SVID functionality is not yet implemented";
-const UPSTREAM: &str = "tainting and revoking upstream authorities is not built yet";
 
 fn to_wire(info: &AuthorityInfo) -> wire::AuthorityState {
     wire::AuthorityState {
@@ -34,11 +33,17 @@ impl LocalAuthorityApi {
         Ok((Some(to_wire(&active)), wire(state.prepared), wire(state.old)))
     }
 
-    fn refuse_upstream(&self) -> Status {
-        match self.0.ca.has_upstream() {
-            true => Status::unimplemented(UPSTREAM),
-            false => Status::failed_precondition("upstream authority is not configured"),
-        }
+    /// Taints or revokes an upstream root. Gives its subject key ID as it is stored.
+    async fn change_upstream(&self, change: UpstreamChange, id: &str, call: &Call) -> Result<String, Status> {
+        call.audit.add(|fields| fields.subject_key_id = Some(id.to_owned()));
+        let (ca, id) = (&self.0.ca, id.to_ascii_lowercase());
+        let done = match change {
+            UpstreamChange::Taint => ca.taint_upstream(&id).await,
+            UpstreamChange::Revoke => ca.revoke_upstream(&id).await,
+        };
+        done.map_err(|error| change.refused(&error))?;
+        tracing::info!(subject_key_id = id, "X.509 upstream authority {}", change.done());
+        Ok(id)
     }
 
     async fn prepare(&self, kind: AuthorityKind) -> Result<Option<wire::AuthorityState>, Status> {
@@ -90,6 +95,37 @@ impl Change {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UpstreamChange {
+    Taint,
+    Revoke,
+}
+
+impl UpstreamChange {
+    fn done(self) -> &'static str {
+        match self {
+            Self::Taint => "tainted successfully",
+            Self::Revoke => "successfully revoked",
+        }
+    }
+
+    fn refused(self, error: &CaError) -> Status {
+        let is_about_id = matches!(
+            error,
+            CaError::SubjectKeyIdMissing
+                | CaError::UpstreamCurrent
+                | CaError::UpstreamUnknown
+                | CaError::UpstreamPrepared
+        );
+        match (self, is_about_id) {
+            (Self::Taint, true) => status::invalid("provided subject key id is not valid", error),
+            (Self::Revoke, true) => status::invalid("invalid subject key ID", error),
+            (Self::Taint, false) => status::ca("failed to taint upstream authority", error),
+            (Self::Revoke, false) => status::ca("failed to revoke X.509 upstream authority", error),
+        }
+    }
+}
+
 fn refused(kind: AuthorityKind, change: Change, error: &CaError) -> Status {
     let verb = match change {
         Change::Activate => "activate",
@@ -128,7 +164,7 @@ macro_rules! local_authority {
         state { $($state:ident $kind_s:ident $state_req:ident $state_resp:ident;)* }
         prepare { $($prepare:ident $kind_p:ident $prepare_req:ident $prepare_resp:ident;)* }
         change { $($change:ident $kind_c:ident $what:ident $change_req:ident $change_resp:ident $field:ident;)* }
-        upstream { $($upstream:ident $upstream_req:ident $upstream_resp:ident;)* }
+        upstream { $($upstream:ident $upstream_what:ident $upstream_req:ident $upstream_resp:ident;)* }
         refuse { $($refused:ident $refused_req:ident $refused_resp:ident $text:ident;)* }
     ) => {
         #[tonic::async_trait]
@@ -152,9 +188,13 @@ macro_rules! local_authority {
             })*
             $(async fn $upstream(
                 &self,
-                _: Request<wire::$upstream_req>,
+                request: Request<wire::$upstream_req>,
             ) -> Result<Response<wire::$upstream_resp>, Status> {
-                Err(self.refuse_upstream())
+                let call = call_of(&request)?;
+                let id = request.into_inner().subject_key_id;
+                let upstream_authority_subject_key_id =
+                    self.change_upstream(UpstreamChange::$upstream_what, &id, &call).await?;
+                Ok(Response::new(wire::$upstream_resp { upstream_authority_subject_key_id }))
             })*
             $(async fn $refused(
                 &self,
@@ -184,8 +224,8 @@ local_authority! {
         revoke_x509_authority X509 Revoke RevokeX509AuthorityRequest RevokeX509AuthorityResponse revoked_authority;
     }
     upstream {
-        taint_x509_upstream_authority TaintX509UpstreamAuthorityRequest TaintX509UpstreamAuthorityResponse;
-        revoke_x509_upstream_authority RevokeX509UpstreamAuthorityRequest RevokeX509UpstreamAuthorityResponse;
+        taint_x509_upstream_authority Taint TaintX509UpstreamAuthorityRequest TaintX509UpstreamAuthorityResponse;
+        revoke_x509_upstream_authority Revoke RevokeX509UpstreamAuthorityRequest RevokeX509UpstreamAuthorityResponse;
     }
     refuse {
         get_wit_authority_state GetWitAuthorityStateRequest GetWitAuthorityStateResponse WIT;

@@ -69,7 +69,7 @@ pub fn ca(message: &str, error: &CaError) -> Status {
         CaError::JwtDisabled => Code::Unimplemented,
         CaError::Stopped => Code::Unavailable,
         error if error.is_key_unavailable() => Code::Unavailable,
-        CaError::HasUpstream(_) => Code::FailedPrecondition,
+        CaError::HasUpstream(_) | CaError::NoUpstream => Code::FailedPrecondition,
         CaError::AuthorityIdMissing
         | CaError::AuthorityIdUnexpected
         | CaError::TaintCurrent

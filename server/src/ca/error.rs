@@ -1,14 +1,17 @@
 //! Why the CA said no.
 
+use std::sync::Arc;
+
 use svid_core::jwt::JwtError;
 use svid_core::key::KeyError;
-use svid_core::x509::{CertError, IssueError, SvidError, VerifyError};
+use svid_core::x509::{CertError, IssueError, SvidError};
 use svid_plugin_api::{PluginCode, PluginError};
 
+use super::prepare::UpstreamFault;
 use super::store::CaStoreError;
 
 /// What can go wrong between wanting a signature and having one.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CaError {
     /// No X.509 authority is active: the first rotation has not succeeded yet, or the last authority ended.
     #[error("X509 CA is not available for signing")]
@@ -31,7 +34,7 @@ pub enum CaError {
     /// A key could not be made or used.
     #[error("{0}")]
     Key(#[from] KeyError),
-    /// The key manager or the upstream authority refused.
+    /// The key manager refused.
     #[error("{0}")]
     Plugin(#[from] PluginError),
     /// The store refused.
@@ -43,15 +46,14 @@ pub enum CaError {
     /// What came out of the issuance is no X.509-SVID.
     #[error("{0}")]
     Svid(#[from] SvidError),
-    /// A CA certificate from an upstream breaks this rule.
-    #[error("X509 CA minted by upstream authority is invalid: {0}")]
-    UpstreamCa(&'static str),
-    /// An SVID signed by a new CA does not verify to the roots that came with it.
-    #[error("X509 CA minted by upstream authority failed validation: {0}")]
-    UpstreamRoots(VerifyError),
-    /// The upstream authority did not answer in time.
-    #[error("upstream authority did not answer within {0} s")]
-    UpstreamTimeout(u64),
+    /// The upstream authority refused, or what it gave cannot be used.
+    #[error("upstreamauthority({plugin}): {fault}")]
+    Upstream {
+        /// The plugin's name.
+        plugin: Arc<str>,
+        /// What was wrong.
+        fault: UpstreamFault,
+    },
     /// The stored journal is not a journal.
     #[error("unable to unmarshal entries from CA journal record: {0}")]
     Journal(#[from] prost::DecodeError),
@@ -79,6 +81,21 @@ pub enum CaError {
     /// Local X.509 authorities are not trusted by themselves below an upstream.
     #[error("local authority can't be {0} if there is an upstream authority")]
     HasUpstream(&'static str),
+    /// There is no upstream authority to taint or revoke.
+    #[error("upstream authority is not configured")]
+    NoUpstream,
+    /// A manual operation named no upstream authority.
+    #[error("no subject key ID provided")]
+    SubjectKeyIdMissing,
+    /// The active authority was signed by this upstream authority.
+    #[error("unable to use upstream authority singing current authority")] // "singing" is SPIRE's
+    UpstreamCurrent,
+    /// The old authority was signed by another upstream authority.
+    #[error("upstream authority didn't sign the old local authority")]
+    UpstreamUnknown,
+    /// The prepared authority was signed by this upstream authority.
+    #[error("only upstream authorities signing an old authority can be used")]
+    UpstreamPrepared,
     /// The task that rotates authorities has ended: the server is shutting down.
     #[error("CA manager is not running")]
     Stopped,
@@ -97,7 +114,8 @@ impl CaError {
     /// True if the same request may succeed later without a change to it.
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::NoX509Authority | Self::NoJwtAuthority | Self::UpstreamTimeout(_) | Self::Stopped => true,
+            Self::NoX509Authority | Self::NoJwtAuthority | Self::Stopped => true,
+            Self::Upstream { fault, .. } => fault.is_unavailable(),
             Self::Store(error) => error.is_unavailable,
             Self::Plugin(error) => {
                 matches!(error.code, PluginCode::Unavailable | PluginCode::DeadlineExceeded)

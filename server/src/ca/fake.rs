@@ -73,6 +73,21 @@ impl Disk {
         self.bundle.lock().expect("lock").as_ref().map_or(0, |bundle| bundle.jwt_authorities.len())
     }
 
+    pub(super) fn has_no_x509(&self) -> bool {
+        self.bundle.lock().expect("lock").as_ref().is_none_or(|bundle| bundle.x509_authorities.is_empty())
+    }
+
+    /// As another server does it.
+    pub(super) fn taint(&self, id: &str) {
+        self.change(|bundle| {
+            bundle
+                .x509_authorities
+                .iter_mut()
+                .filter(|root| has_id(root, id))
+                .for_each(|root| root.tainted = true);
+        });
+    }
+
     pub(super) fn lose_bundle(&self) {
         *self.bundle.lock().expect("lock") = None;
     }
@@ -199,7 +214,7 @@ impl CaStore for FakeStore {
 
     async fn taint_x509(&self, id: &str) -> Result<(), CaStoreError> {
         self.tainted(|bundle| {
-            let found = bundle.x509_authorities.iter_mut().find(|root| has_id(root, id));
+            let found = bundle.x509_authorities.iter_mut().find(|root| has_id(root, id) && !root.tainted);
             found.map(|root| root.tainted = true).is_some()
         })
     }

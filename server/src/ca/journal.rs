@@ -4,12 +4,17 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use svid_core::clock::unix_seconds;
+use svid_core::x509::ParsedCert;
 use svid_proto::spire::private::server::journal as wire;
+
+pub(super) use wire::UpstreamRequest;
 
 use super::slots::{AuthorityInfo, SlotId, Status};
 
 /// Entries kept of each kind.
 const CAPACITY: usize = 10;
+/// Revoked upstream roots that are remembered.
+const MAX_REVOKED: usize = 64;
 
 /// A journal. Its lists are oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,6 +71,42 @@ impl Journal {
         keep_last(&mut self.entries.jwt_keys);
     }
 
+    /// The CSR whose answer is not in the journal yet.
+    pub(super) fn request(&self) -> Option<&UpstreamRequest> {
+        self.entries.upstream_request.as_ref()
+    }
+
+    pub(super) fn set_request(&mut self, request: UpstreamRequest) {
+        self.entries.upstream_request = Some(request);
+    }
+
+    pub(super) fn clear_request(&mut self) {
+        self.entries.upstream_request = None;
+    }
+
+    /// Upstream roots (subject key IDs in hex) that were revoked, and do not come back.
+    pub(super) fn revoked_roots(&self) -> &[String] {
+        &self.entries.revoked_roots
+    }
+
+    /// Notes a revoked upstream root. False if it was noted already.
+    pub(super) fn note_revoked(&mut self, subject_key_id: &str) -> bool {
+        let revoked = &mut self.entries.revoked_roots;
+        if revoked.iter().any(|known| known == subject_key_id) {
+            return false;
+        }
+        revoked.push(subject_key_id.to_owned());
+        let excess = revoked.len().saturating_sub(MAX_REVOKED);
+        revoked.drain(..excess);
+        true
+    }
+
+    /// What signed an X.509 authority and what stands behind it, as subject key IDs in hex. Empty if it is unknown.
+    pub(super) fn issuers(&self, authority_id: &str) -> Vec<String> {
+        let entry = self.x509().iter().rfind(|entry| entry.authority_id == authority_id);
+        entry.map(|entry| issuers(&entry.certificate, &entry.upstream_chain)).unwrap_or_default()
+    }
+
     /// Makes one X.509 authority active and every other active one old.
     pub(super) fn activate_x509(&mut self, authority_id: &str) {
         for entry in &mut self.entries.x509_c_as {
@@ -79,6 +120,18 @@ impl Journal {
             activate(&mut entry.status, entry.authority_id == authority_id);
         }
     }
+}
+
+/// What signed `certificate` and the certificates of its chain, as subject key IDs in hex.
+pub(super) fn issuers(certificate: &[u8], chain: &[Vec<u8>]) -> Vec<String> {
+    let certs = std::iter::once(certificate).chain(chain.iter().map(Vec::as_slice));
+    let mut ids: Vec<String> = certs
+        .filter_map(|der| ParsedCert::from_der(der).ok())
+        .filter_map(|cert| cert.authority_key_id_hex())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn activate(status: &mut i32, this: bool) {
@@ -189,6 +242,24 @@ mod tests {
         assert_eq!(Journal::decode(&journal.encode()).expect("decode"), journal);
         assert!(Journal::decode(b"\xff\xff").is_err());
         assert_eq!(EntryFacts::from(&journal.x509()[9]).info(), Some(info("11")));
+    }
+
+    #[test]
+    fn what_is_ours_alone_is_skipped_by_others() {
+        let mut journal = Journal::default();
+        journal.append_x509(&info("1"), b"cert", &[]);
+        let shared = journal.encode();
+        journal.set_request(UpstreamRequest { csr: b"csr".to_vec(), ..UpstreamRequest::default() });
+        assert!(journal.note_revoked("aa") && !journal.note_revoked("aa"));
+        let bytes = journal.encode();
+        assert!(bytes.starts_with(&shared), "fields of SPIRE come first, unchanged");
+        assert_eq!(Journal::decode(&bytes).expect("decode"), journal);
+        for n in 0..MAX_REVOKED {
+            journal.note_revoked(&n.to_string());
+        }
+        assert_eq!((journal.revoked_roots().len(), journal.revoked_roots()[0].as_str()), (MAX_REVOKED, "0"));
+        journal.clear_request();
+        assert_eq!(journal.request(), None);
     }
 
     #[test]

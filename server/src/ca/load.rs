@@ -36,7 +36,13 @@ impl Loader<'_> {
             entries.map(|entry| {
                 let facts = EntryFacts::from(entry);
                 let held = self.held(AuthorityKind::X509, &facts, |signer| {
-                    self.x509_key(&entry.certificate, &entry.upstream_chain, signer)
+                    let authority = self.x509_key(&entry.certificate, &entry.upstream_chain, signer)?;
+                    // Its chain may end sooner than its certificate.
+                    let end = facts.info().map(|info| info.not_after);
+                    Ok(match end {
+                        Some(end) => authority.limited_to(end),
+                        None => authority,
+                    })
                 });
                 (facts, held)
             }),

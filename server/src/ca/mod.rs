@@ -10,10 +10,15 @@ mod issue;
 mod journal;
 mod load;
 mod log;
+mod make;
 mod manager;
 mod metrics;
+mod mint;
+mod operate;
 mod outlook;
 mod prepare;
+mod retry;
+mod roots;
 mod rotation;
 mod server_svid;
 mod slots;
@@ -40,6 +45,7 @@ pub use config::{CaConfig, CaSubject, DEFAULT_CA_TTL, DEFAULT_JWT_SVID_TTL, DEFA
 pub use error::CaError;
 pub use issue::{DownstreamCa, JwtSvidRequest, X509SvidRequest};
 pub use outlook::{Usable, usable_authorities};
+pub use prepare::UpstreamFault;
 pub use server_svid::ServerIdentity;
 pub use slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Slots, Status};
 pub use snapshot::{AuthorityState, CaSnapshot, RotationHealth, UNHEALTHY_FAILURES};
@@ -47,8 +53,9 @@ pub use spread::SPREAD;
 pub use store::{CaStore, CaStoreError};
 pub use store_adapter::StoredCa;
 
-use manager::{Command, Manager, Operation};
+use manager::Manager;
 use metrics::CaMetrics;
+use operate::{Command, Operation, Wish};
 
 /// The rotation task: runs until dropped, and loses nothing when it is.
 pub type CaTask = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -158,17 +165,36 @@ impl Ca {
         self.operate(kind, Operation::Taint(authority_id.to_owned())).await
     }
 
-    /// Removes the old, tainted authority from the bundle.
+    /// Removes the old, tainted authority from the bundle. One that was tainted a moment ago is removed a little later, so
+    /// that holders have the time to replace what it signed.
     /// # Errors
     /// As [`Ca::taint`], and the store's refusal when it is not tainted.
     pub async fn revoke(&self, kind: AuthorityKind, authority_id: &str) -> Result<AuthorityInfo, CaError> {
         self.operate(kind, Operation::Revoke(authority_id.to_owned())).await
     }
 
+    /// Marks the upstream root that signed the old authority, and not the active one, as tainted.
+    /// # Errors
+    /// [`CaError::NoUpstream`], [`CaError::SubjectKeyIdMissing`], [`CaError::UpstreamCurrent`],
+    /// [`CaError::UpstreamUnknown`] or [`CaError::UpstreamPrepared`].
+    pub async fn taint_upstream(&self, subject_key_id: &str) -> Result<(), CaError> {
+        let operation = Operation::TaintUpstream(subject_key_id.to_owned());
+        self.operate(AuthorityKind::X509, operation).await.map(drop)
+    }
+
+    /// Removes a tainted upstream root from the bundle, as [`Ca::revoke`]. It does not come back while the upstream
+    /// authority still names it.
+    /// # Errors
+    /// As [`Ca::taint_upstream`], and the store's refusal when it is not tainted.
+    pub async fn revoke_upstream(&self, subject_key_id: &str) -> Result<(), CaError> {
+        let operation = Operation::RevokeUpstream(subject_key_id.to_owned());
+        self.operate(AuthorityKind::X509, operation).await.map(drop)
+    }
+
     async fn operate(&self, kind: AuthorityKind, operation: Operation) -> Result<AuthorityInfo, CaError> {
         self.require_enabled(kind)?;
         let (answer, answered) = oneshot::channel();
-        let command = Command::Operate { kind, operation, answer };
+        let command = Command::Operate(Wish { kind, operation, answer });
         self.commands.send(command).await.map_err(|_| CaError::Stopped)?;
         answered.await.map_err(|_| CaError::Stopped)?
     }

@@ -8,6 +8,7 @@ use svid_core::key::LocalKey;
 use svid_core::x509::{IssueError, LeafTemplate, PublicKey, Subject, X509Svid};
 use tokio::sync::watch;
 
+use super::journal::issuers;
 use super::metrics::{CaMetrics, outcome};
 use super::{CaConfig, CaError, CaSnapshot, SPREAD};
 
@@ -24,6 +25,13 @@ pub struct ServerIdentity {
     pub key: LocalKey,
     /// The X.509 authority that signed it.
     pub authority_id: String,
+}
+
+impl ServerIdentity {
+    /// True if its chain leads to a tainted authority, its own one or one above.
+    fn is_tainted(&self, snapshot: &CaSnapshot) -> bool {
+        issuers(self.svid.chain().leaf(), self.svid.chain().rest()).iter().any(|id| snapshot.is_tainted(id))
+    }
 }
 
 impl fmt::Debug for ServerIdentity {
@@ -64,6 +72,12 @@ impl Rotator {
         let due = due_at(&self.identity.borrow(), &snapshot, now);
         if due > now {
             return Some(due);
+        }
+        let identity = self.identity.borrow().clone();
+        if identity.is_tainted(&snapshot) {
+            tracing::info!(
+                "Server SVID signed using a tainted authority, forcing rotation of the Server SVID"
+            );
         }
         tracing::debug!("Rotating server SVID");
         let begun = Instant::now();
@@ -111,7 +125,7 @@ fn due_at(identity: &ServerIdentity, snapshot: &CaSnapshot, now: SystemTime) -> 
     let half = identity.svid.life().half(draw(&identity.svid));
     match snapshot.x509.active() {
         Some(active) if active.info.authority_id == identity.authority_id => half,
-        Some(_) if snapshot.is_tainted(&identity.authority_id) => now,
+        Some(_) if identity.is_tainted(snapshot) => now,
         Some(active) => half.min(active.info.issued_at + SHOW_AFTER),
         None => half,
     }

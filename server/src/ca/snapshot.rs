@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use svid_core::bundle::Bundle;
 use svid_core::jwt::JwtSigner;
 use svid_core::x509::Authority;
 
@@ -63,12 +62,6 @@ impl CaSnapshot {
     /// True if an X.509 authority is tainted: what it signed is to be replaced.
     pub fn is_tainted(&self, authority_id: &str) -> bool {
         self.tainted.iter().any(|tainted| **tainted == *authority_id)
-    }
-
-    pub(super) fn note_tainted(&mut self, bundle: Option<&Bundle>) {
-        let roots = bundle.iter().flat_map(|bundle| &bundle.x509_authorities);
-        let tainted = roots.filter(|root| root.tainted).filter_map(|root| root.parsed().subject_key_id_hex());
-        self.tainted = tainted.map(Arc::from).collect();
     }
 
     /// The authorities of a kind.

@@ -48,6 +48,17 @@ fn good_file() {
 }
 
 #[test]
+fn the_configuration_of_docs_authorities_is_read() {
+    let page = include_str!("../../../docs/authorities.md");
+    let (_, page) = page.split_once("```hcl\nplugins {").expect("a block");
+    let (block, _) = page.split_once("\n}\n```").expect("its end");
+    let text = GOOD.replace(r#"KeyManager "memory" { plugin_data {} }"#, block);
+    let plugins = read(&text).expect("valid").config.plugins;
+    let Some(UpstreamChoice::Disk { bundle_file_path, .. }) = plugins.upstream else { panic!("disk") };
+    assert_eq!(bundle_file_path.as_deref(), Some(Path::new("/etc/svid/upstream/roots.pem")));
+}
+
+#[test]
 fn mistakes_have_lines_and_spires_words() {
     refused("trust_domain = \"example.org\"", "", &["trust_domain must be configured"]);
     refused("data_dir = \"/tmp/data\"", "", &["data_dir must be configured"]);

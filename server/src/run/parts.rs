@@ -106,7 +106,9 @@ pub(super) async fn upstream(
                 bundle_file_path: bundle_file_path.clone(),
             };
             let opened = UpstreamDisk::open(disk, config.trust_domain.clone(), clock.clone());
-            Arc::new(plugin("UpstreamAuthority", "disk", opened)?)
+            let disk = Arc::new(plugin("UpstreamAuthority", "disk", opened)?);
+            tokio::spawn(disk.follow());
+            disk
         }
         #[cfg(feature = "vault")]
         UpstreamChoice::Vault(vault) => {

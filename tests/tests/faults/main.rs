@@ -10,6 +10,7 @@ mod full_disk;
 mod life;
 mod lost_answers;
 mod outside;
+mod rotation;
 
 use svid_tests::pki::{TestCa, TestCert};
 use svid_tests::{Agent, AgentOptions, Server, ServerOptions};

@@ -1,10 +1,14 @@
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod lifecycle;
 mod manual;
+mod puppet;
+mod requests;
 mod signing;
 mod spread;
 mod stored;
+mod taint;
 mod upstream;
 
 use std::sync::Arc;

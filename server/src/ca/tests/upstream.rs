@@ -1,10 +1,8 @@
 //! Authorities that an upstream signs.
 
-use async_trait::async_trait;
 use svid_core::bundle::X509Authority;
 use svid_core::pem::{certs_to_pem, key_to_pem};
 use svid_core::x509::ca::self_signed_ca;
-use svid_plugin_api::{MintedCa, PluginError};
 use svid_upstream_disk::{DiskConfig, UpstreamDisk};
 
 use super::*;
@@ -67,47 +65,4 @@ async fn local_authorities_below_an_upstream_cannot_be_tainted() {
     assert!(matches!(ca.taint(AuthorityKind::X509, "x").await, Err(CaError::HasUpstream("tainted"))));
     assert!(matches!(ca.revoke(AuthorityKind::X509, "x").await, Err(CaError::HasUpstream("revoked"))));
     task.abort();
-}
-
-/// Signs with one root and says that it was another, or answers nonsense.
-struct Liar {
-    truth: Arc<UpstreamDisk>,
-    lie: fn(MintedCa, &[u8]) -> MintedCa,
-    other: Vec<u8>,
-}
-
-#[async_trait]
-impl UpstreamAuthority for Liar {
-    fn name(&self) -> &str {
-        "liar"
-    }
-
-    async fn mint_x509_ca(&self, csr: &[u8], ttl: Duration) -> Result<MintedCa, PluginError> {
-        Ok((self.lie)(self.truth.mint_x509_ca(csr, ttl).await?, &self.other))
-    }
-
-    fn roots(&self) -> watch::Receiver<Arc<[X509Authority]>> {
-        self.truth.roots()
-    }
-}
-
-#[tokio::test]
-async fn what_an_upstream_says_is_checked() {
-    let (root, other) = (root(), root());
-    let check = async |lie: fn(MintedCa, &[u8]) -> MintedCa, want: &str| {
-        let disk = Disk::default();
-        let liar = Liar { truth: plugin(&root), lie, other: other.cert.clone() };
-        let error =
-            start_with(config(), &disk, Some(Arc::new(liar)), Clock::system()).await.map(drop).unwrap_err();
-        assert!(error.to_string().contains(want), "{error}");
-        assert!(disk.journal().is_none(), "nothing is written down for it");
-    };
-    check(
-        |m, other| MintedCa { roots: vec![X509Authority::from_der(other).unwrap()], ..m },
-        "unknown authority",
-    )
-    .await;
-    check(|m, _| MintedCa { roots: Vec::new(), ..m }, "no upstream roots").await;
-    check(|m, _| MintedCa { chain: Vec::new(), ..m }, "the chain is empty").await;
-    check(|m, other| MintedCa { chain: vec![other.to_vec()], ..m }, "not for the signing key").await;
 }
