@@ -26,8 +26,8 @@ Times are seconds since 1970 (0: unknown), *_s are seconds, names do not change 
   federation list    {relationships[]}: trust_domain, source, url, profile, last_error, next_refresh_at, bundle
   federation show    {relationship}
   federation refresh {outcome, error, relationship}, and so does federation add
-  backup       {file, size, trust_domain, taken_at, server_id, server_version, epoch, seq, bundles, journals, agents,
-               entries}
+  backup       {file, size, trust_domain, taken_at, server_id, server_version, epoch, seq, bundles, relationships,
+               journals, agents, entries}
   restore      {backup, database, tables[], comes_back[], lost[], stays[], authorities[], next_start, notes[],
                refusals[], accepted, restored}
   svid fetch   {svids[], federated_trust_domains[]}: spiffe_id, hint, chain[], bundle[]

@@ -65,6 +65,7 @@ struct Report {
     epoch: String,
     seq: u64,
     bundles: u64,
+    relationships: u64,
     journals: u64,
     agents: u64,
     entries: u64,
@@ -119,6 +120,7 @@ impl Contents {
             epoch,
             seq: position.seq,
             bundles: counts.bundles,
+            relationships: counts.relationships,
             journals: counts.journals,
             agents: counts.nodes,
             entries: counts.entries,
@@ -225,6 +227,7 @@ fn text(report: &Report, paint: Paint) -> String {
             ("Entries", report.entries.to_string()),
             ("Agents", report.agents.to_string()),
             ("Bundles", report.bundles.to_string()),
+            ("Relationships", report.relationships.to_string()),
             ("CA journals", report.journals.to_string()),
         ],
     );
