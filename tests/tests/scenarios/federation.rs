@@ -272,7 +272,10 @@ async fn several_servers_take_up_a_relationship_at_once() {
     write("update", "spiffe://far.test/spire/server").await;
     second.process().wait_for("msg=\"Updated configuration for managed trust domain\"").await;
     second.cli(&["federation", "refresh", "-id", "far.test"]).await.ok();
-    assert_eq!(known(&first, "far.test").await, document(port).await);
+    until("the other server has it too", || async {
+        known(&first, "far.test").await == document(port).await
+    })
+    .await;
     second.cli(&["federation", "delete", "-id", "far.test"]).await.ok();
     until("the other server let go of it too", async || {
         first
