@@ -3,6 +3,7 @@
 //! Everything started here ends when its handle is dropped, and nothing waits by sleeping: logs are read as they are written.
 
 pub mod agent;
+pub mod aws;
 pub mod bao;
 pub mod caller;
 pub mod calls;

@@ -23,6 +23,8 @@ pub struct ServerOptions {
     pub key_manager: Option<String>,
     /// A connection string of PostgreSQL, instead of a SQLite file.
     pub postgres: Option<String>,
+    /// Environment variables of the program.
+    pub env: Vec<(String, String)>,
 }
 
 impl ServerOptions {
@@ -51,6 +53,7 @@ pub struct Server {
     pub port: u16,
     /// The trust domain.
     pub trust_domain: String,
+    env: Vec<(String, String)>,
 }
 
 impl Server {
@@ -76,7 +79,8 @@ impl Server {
         init();
         let dir = TempDir::with_prefix("svid-server-").expect("temporary directory");
         let trust_domain = options.trust_domain.clone().unwrap_or_else(|| TRUST_DOMAIN.to_owned());
-        let server = Self { dir, port: free_port(), trust_domain, process: None };
+        let env = options.env.clone();
+        let server = Self { dir, port: free_port(), trust_domain, process: None, env };
         server.write_config(options);
         server
     }
@@ -142,7 +146,11 @@ plugins {{
     pub fn launch(&self) -> Process {
         Process::start(
             "svid-server",
-            Command::new(bin("svid-server")).arg("run").arg("-config").arg(self.config()),
+            Command::new(bin("svid-server"))
+                .envs(self.env.iter().cloned())
+                .arg("run")
+                .arg("-config")
+                .arg(self.config()),
         )
     }
 

@@ -56,6 +56,7 @@ fn plugin<T>(kind: &'static str, name: &'static str, made: Result<T, PluginError
     made.map_err(|source| RunError::Plugin { kind, name, source })
 }
 
+#[cfg_attr(not(feature = "aws"), expect(unused_variables))] // only that one tells the time
 pub(super) async fn key_manager(
     config: &ServerConfig,
     metrics: &Metrics,

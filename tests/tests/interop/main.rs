@@ -1,5 +1,6 @@
 //! Foreign programs against our sockets: a real Envoy, the PyPI client, go-spiffe. They run when `./test` says so.
 
+mod aws;
 mod bootstrap;
 mod certificates;
 mod clients;
