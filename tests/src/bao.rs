@@ -145,11 +145,11 @@ impl Bao {
     }
 
     /// A PKI mount that is an intermediate of the mount `parent`, and is not told of its root. Gives its certificate.
-    pub async fn intermediate(&self, path: &str, parent: &str) -> Vec<u8> {
+    pub async fn intermediate(&self, path: &str, parent: &str, ttl: &str) -> Vec<u8> {
         self.mount("", path, "pki").await;
         let body = json!({"common_name": "test intermediate", "key_type": "ec", "key_bits": 256});
         let csr = self.post(&format!("{path}/intermediate/generate/internal"), body).await["csr"].take();
-        let body = json!({"csr": csr, "common_name": "test intermediate", "ttl": "8760h"});
+        let body = json!({"csr": csr, "common_name": "test intermediate", "ttl": ttl});
         let cert = self.post(&format!("{parent}/root/sign-intermediate"), body).await["certificate"].take();
         self.post(&format!("{path}/intermediate/set-signed"), json!({"certificate": cert})).await;
         der(&cert)

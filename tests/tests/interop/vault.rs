@@ -76,7 +76,7 @@ async fn a_token_with_the_tight_policy_is_enough() {
 async fn keeps_the_promises_of_upstream_authorities() {
     let Some(bao) = Bao::start().await else { return };
     bao.pki("", "pki").await;
-    bao.intermediate("below", "pki").await;
+    bao.intermediate("below", "pki", "8760h").await;
     let pem = lint::pem(&[bao.root("pki").await]);
     bao.post("below/issuers/import/cert", json!({"pem_bundle": pem})).await;
     for mount in ["pki", "below"] {
@@ -243,7 +243,7 @@ async fn namespaces_keep_mounts_of_one_name_apart() {
 async fn an_intermediate_mount_needs_its_root() {
     let Some(bao) = Bao::start().await else { return };
     let root = bao.pki("", "pki").await;
-    bao.intermediate("below", "pki").await;
+    bao.intermediate("below", "pki", "8760h").await;
     let auth = format!(r#"pki_mount_point = "below" {}"#, token_auth(ROOT_TOKEN));
     refused(
         upstream(&bao, &auth),
@@ -284,6 +284,27 @@ async fn a_mount_that_shortens_the_life_is_told() {
     let (mut server, _agent) = issues_below(options, &root).await;
     server.process().wait_for("raise its max_lease_ttl or lower ca_ttl").await;
     server.process().wait_for("Vault signed the CA with a warning").await;
+}
+
+/// OpenBao signs CAs that outlive their issuer, with no more than a warning.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_outlives_the_mounts_own_certificate() {
+    let Some(bao) = Bao::start().await else { return };
+    let root = bao.pki("", "pki").await;
+    bao.intermediate("below", "pki", "2h").await;
+    bao.post("below/issuers/import/cert", json!({"pem_bundle": lint::pem(std::slice::from_ref(&root))}))
+        .await;
+    let auth = format!(r#"pki_mount_point = "below" {}"#, token_auth(ROOT_TOKEN));
+    let mut options = upstream(&bao, &auth);
+    options.server = "default_x509_svid_ttl = \"20h\"".into();
+    let (_server, agent) = issues_below(options, &root).await;
+    let (chain, _) = agent.x509().await;
+    let end = |at: usize| {
+        let (_, cert) = x509_parser::parse_x509_certificate(&chain[at]).expect("a certificate");
+        cert.validity().not_after
+    };
+    assert!(end(1) > end(2), "this is what OpenBao does");
+    assert!(end(0) <= end(2), "an SVID ends with its chain");
 }
 
 #[tokio::test(flavor = "multi_thread")]
