@@ -12,7 +12,7 @@ use svid_proto::spire::api::server::localauthority::v1 as local;
 use svid_proto::workload::X509svidResponse;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 
 use local::local_authority_client::LocalAuthorityClient;
@@ -31,6 +31,9 @@ const ENTRIES: usize = 5;
 const AT_ONCE: usize = 16;
 /// Longer than this nothing may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// An agent that still has an SVID of the revoked authority could not go on. Stock agents look every five seconds.
+const BEFORE_REVOKE: Duration = Duration::from_secs(6);
 
 /// A server's X.509 authorities, moved on step by step.
 pub(super) struct Authorities(LocalAuthorityClient<Channel>);
@@ -195,6 +198,7 @@ pub(super) async fn run(
         authorities.taint(&old).await.context("taint")?;
         let wanted = |told: &Told| told.signers.len() == entries && told.signers.iter().all(|id| *id == next);
         replaced.add(field.all(Instant::now(), wanted).await.context("tainted")?);
+        sleep(BEFORE_REVOKE).await;
         authorities.revoke(&old).await.context("revoke")?;
         field.all(Instant::now(), |told| !told.roots.contains(&old)).await.context("revoked")?;
     }
