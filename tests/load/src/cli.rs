@@ -241,8 +241,8 @@ pub enum Measure {
         #[arg(long, default_value_t = 10)]
         dead: usize,
     },
-    /// X.509 authorities are prepared, activated and tainted under a server and --agents agents of its own [200],
-    /// each with a workload and --entries entries [5]
+    /// X.509 authorities are prepared, activated and tainted under a server and --agents agents of its own (200),
+    /// each with a workload and --entries entries (5)
     Authorities {
         #[command(flatten)]
         daemons: Daemons,
