@@ -16,6 +16,10 @@ use crate::x509::cert::CertError;
 
 /// Largest document we read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+/// A longer hint says no more than this one, a century, and would not fit where bundles are kept.
+const MAX_HINT_SECONDS: u64 = 100 * 365 * 24 * 3600;
+/// Reasons may quote the document, which somebody else wrote.
+const MAX_REASON_BYTES: usize = 300;
 const X509_SVID: &str = "x509-svid";
 const JWT_SVID: &str = "jwt-svid";
 const WIT_SVID: &str = "wit-svid";
@@ -76,11 +80,12 @@ impl BundleDocument {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
         let wire: Wire =
-            serde_json::from_slice(bytes).map_err(|error| DocumentError::Json(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| DocumentError::Json(cut(error.to_string())))?;
         let keys = wire.keys.ok_or(DocumentError::KeysMissing)?;
         let mut bundle = Bundle::empty(trust_domain.clone());
         bundle.sequence_number = wire.spiffe_sequence.unwrap_or(0);
-        bundle.refresh_hint = Duration::from_secs(wire.spiffe_refresh_hint.unwrap_or(0));
+        bundle.refresh_hint =
+            Duration::from_secs(wire.spiffe_refresh_hint.unwrap_or(0).min(MAX_HINT_SECONDS));
         let mut document = Self {
             bundle,
             has_sequence: wire.spiffe_sequence.is_some(),
@@ -90,7 +95,9 @@ impl BundleDocument {
         };
         let mut key_ids = HashSet::new();
         for (at, key) in keys.into_iter().enumerate() {
-            document.add(key, &mut key_ids).map_err(|reason| DocumentError::Key { at, reason })?;
+            document
+                .add(key, &mut key_ids)
+                .map_err(|reason| DocumentError::Key { at, reason: cut(reason) })?;
         }
         Ok(document)
     }
@@ -151,6 +158,14 @@ impl BundleDocument {
         }
         Ok(())
     }
+}
+
+fn cut(mut reason: String) -> String {
+    if reason.len() > MAX_REASON_BYTES {
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        reason.push_str("...");
+    }
+    reason
 }
 
 #[derive(Serialize)]

@@ -109,6 +109,9 @@ impl Federation for FederationApi {
     ) -> Result<Response<wire::RefreshBundleResponse>, Status> {
         let request = request.into_inner();
         let trust_domain = domain(&request.trust_domain)?;
+        if request.accept_older {
+            tracing::warn!(%trust_domain, "An operator asked for this trust domain's bundle, also if it is older than the stored one");
+        }
         let (outcome, error) = match self.0.federation.refresh(&trust_domain, request.accept_older).await {
             Ok(Refreshed::Unchanged) => (wire::RefreshOutcome::Unchanged, String::new()),
             Ok(Refreshed::Replaced) => (wire::RefreshOutcome::Replaced, String::new()),

@@ -404,7 +404,8 @@ impl Svid for SvidApi {
         tracing::info!(spiffe_id = %entry.spec.spiffe_id, entry_id = %entry.id, "Signed X509 CA SVID");
         let bundle = self.0.directory.bundle(&self.0.trust_domain);
         let bundle = bundle.ok_or_else(|| Status::not_found("bundle not found"))?;
-        let roots = bundle.x509_authorities.iter().filter(|root| !root.tainted);
+        // Tainted ones too: the chain may lead to one still.
+        let roots = bundle.x509_authorities.iter();
         Ok(Response::new(wire::NewDownstreamX509caResponse {
             ca_cert_chain: ca.chain,
             x509_authorities: roots.map(|root| root.der().to_vec()).collect(),

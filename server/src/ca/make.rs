@@ -1,12 +1,14 @@
 //! Preparing and activating: what brings an authority into its slot, and from there to signing.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use svid_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use svid_core::clock::unix_seconds;
 use svid_core::jwt::{JwtSigner, new_kid};
+use svid_core::key::{KeyType, Signer};
 use svid_core::x509::is_issued_by;
+use svid_plugin_api::{PluginCode, PluginError};
 use tokio::time::Instant;
 
 use super::journal::Journal;
@@ -15,6 +17,9 @@ use super::metrics::outcome;
 use super::prepare::{self, Minted};
 use super::slots::{AuthorityInfo, AuthorityKind, Held, SlotId, Status};
 use super::{CaError, log};
+
+/// How long a key manager may take to make a key.
+const KEY_DEADLINE: Duration = Duration::from_secs(60);
 
 impl Manager {
     /// Prepares an authority that no upstream has to sign.
@@ -28,11 +33,28 @@ impl Manager {
         prepared
     }
 
+    /// A new key in a slot. Who keeps keys elsewhere may be slow, and the whole CA waits here.
+    pub(super) async fn new_key(
+        &self,
+        slot: SlotId,
+        kind: AuthorityKind,
+        key_type: KeyType,
+    ) -> Result<Arc<dyn Signer>, CaError> {
+        // Without the database the key would be for nothing, and each attempt would make one more.
+        self.store.bundle().await?;
+        let made = tokio::time::timeout(KEY_DEADLINE, self.keys.generate(slot.key_id(kind), key_type)).await;
+        let late = || {
+            let words = format!("the key manager made no key within {} seconds", KEY_DEADLINE.as_secs());
+            PluginError::new(PluginCode::DeadlineExceeded, words)
+        };
+        Ok(made.unwrap_or_else(|_| Err(late()))?)
+    }
+
     async fn prepare_x509(&mut self) -> Result<AuthorityInfo, CaError> {
         let (slot, now) = (self.state.x509.free(), whole_seconds(self.clock.now()));
         self.discard_prepared(AuthorityKind::X509);
         tracing::debug!(%slot, "Preparing X509 CA");
-        let signer = self.keys.generate(slot.key_id(AuthorityKind::X509), self.config.ca_key_type).await?;
+        let signer = self.new_key(slot, AuthorityKind::X509, self.config.ca_key_type).await?;
         let minted = prepare::self_signed(&self.config, signer, now).await?;
         self.put_x509(slot, now, &minted).await
     }
@@ -76,7 +98,7 @@ impl Manager {
         let (slot, now) = (self.state.jwt.free(), whole_seconds(self.clock.now()));
         self.discard_prepared(AuthorityKind::Jwt);
         tracing::debug!(%slot, "Preparing JWT key");
-        let signer = self.keys.generate(slot.key_id(AuthorityKind::Jwt), self.config.jwt_key_type).await?;
+        let signer = self.new_key(slot, AuthorityKind::Jwt, self.config.jwt_key_type).await?;
         let not_after = now + self.config.ca_ttl;
         let key = JwtSigner::new(new_kid()?, signer, not_after, self.config.jwt_issuer.clone());
         let published = published_key(&key, not_after);

@@ -136,7 +136,7 @@ impl Manager {
         let slot = self.state.x509.free();
         self.discard_prepared(AuthorityKind::X509);
         tracing::debug!(%slot, "Preparing X509 CA");
-        let signer = self.keys.generate(slot.key_id(AuthorityKind::X509), self.config.ca_key_type).await?;
+        let signer = self.new_key(slot, AuthorityKind::X509, self.config.ca_key_type).await?;
         let csr = ca_csr_awaited(&self.config.trust_domain, &self.config.ca_subject, &*signer).await?;
         let mut journal = self.journal.clone();
         journal.set_request(UpstreamRequest {

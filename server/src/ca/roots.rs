@@ -80,9 +80,11 @@ impl Manager {
         id_of(root).is_some_and(|id| self.journal.revoked_roots().contains(&id))
     }
 
-    /// True if one of these keys (subject key IDs) is tainted, in the bundle or upstream.
+    /// True if one of these keys (subject key IDs) is tainted, in the bundle or upstream, or was revoked since.
     pub(super) fn is_any_tainted(&self, ids: &[String]) -> bool {
-        ids.iter().any(|id| self.state.is_tainted(id) || self.roots.condemned.contains(id))
+        let revoked = self.journal.revoked_roots();
+        ids.iter()
+            .any(|id| self.state.is_tainted(id) || self.roots.condemned.contains(id) || revoked.contains(id))
     }
 
     /// True if the active X.509 authority was signed by an upstream authority that is tainted.

@@ -38,6 +38,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest document that is taken. Every workload that federates with the partner gets what is in it, in one message with
 /// its own bundle, so this is well below what a message may hold; SPIRE's own have a few kilobytes.
 pub const MAX_FETCHED_BYTES: usize = 1024 * 1024;
+/// Most authorities of a document. They are written in one transaction, which all other writes wait for.
+const MAX_AUTHORITIES: usize = 500;
+/// Longest `kid`.
+const MAX_KEY_ID_BYTES: usize = 512;
 /// All headers of the answer together.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How much of an answer that is no bundle is shown.
@@ -94,6 +98,15 @@ pub enum FetchError {
     /// More than a bundle may have.
     #[error("the bundle document is larger than {MAX_FETCHED_BYTES} bytes")]
     TooLarge,
+    /// More keys than a trust domain has, or names of keys that are no names.
+    #[error(
+        "the bundle document has {found} authorities or a key id of more than {MAX_KEY_ID_BYTES} bytes; at most \
+         {MAX_AUTHORITIES} authorities are taken"
+    )]
+    TooMany {
+        /// How many authorities.
+        found: usize,
+    },
     /// Packed, although that was not asked for.
     #[error("the bundle document comes with an encoding that was not asked for: {0:?}")]
     Encoding(String),
@@ -169,8 +182,10 @@ impl Fetcher {
         let answer = ask(url, stream).await?;
         *stage = "while the answer came in";
         let (content_type, bytes) = read(answer).await?;
-        BundleDocument::parse(&relationship.trust_domain, &bytes)
-            .map_err(|source| FetchError::Document { content_type, source })
+        let document = BundleDocument::parse(&relationship.trust_domain, &bytes)
+            .map_err(|source| FetchError::Document { content_type, source })?;
+        check_size(&document)?;
+        Ok(document)
     }
 
     /// The configuration of a profile. One never stands in for the other.
@@ -204,6 +219,13 @@ fn not_shaken(error: io::Error) -> FetchError {
         CertificateError::UnknownIssuer => TlsError::UnknownAuthority.to_string(),
         other => other.to_string(),
     })
+}
+
+fn check_size(document: &BundleDocument) -> Result<(), FetchError> {
+    let bundle = &document.bundle;
+    let found = bundle.x509_authorities.len() + bundle.jwt_authorities.len();
+    let has_long_name = bundle.jwt_authorities.iter().any(|key| key.key_id.len() > MAX_KEY_ID_BYTES);
+    if found > MAX_AUTHORITIES || has_long_name { Err(FetchError::TooMany { found }) } else { Ok(()) }
 }
 
 /// Tries the host's addresses in order.

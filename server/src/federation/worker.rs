@@ -207,7 +207,8 @@ impl Worker {
         }
         let now = self.shared.clock.unix();
         match self.shared.store.confirm_fetched(&self.relationship.trust_domain, now).await {
-            Ok(()) => self.state().confirmed = Some(Instant::now()),
+            // What was fetched was set by hand since: the next attempt writes down again what the partner says.
+            Ok(is_recorded) => self.state().confirmed = is_recorded.then(Instant::now),
             // The bundle is what it was; this can wait.
             Err(error) => tracing::debug!(error = %svid_daemon::log::chain(&error), "A fetch was not noted"),
         }

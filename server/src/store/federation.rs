@@ -215,12 +215,14 @@ struct Confirm {
 
 #[async_trait]
 impl Write for Confirm {
-    type Out = ();
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    type Out = bool;
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
         let sql =
             "UPDATE svid_bundle_fetches SET confirmed_at = $2 WHERE trust_domain = $1 AND confirmed_at < $3";
         let args = args![self.trust_domain.as_str(), self.now, self.now - CONFIRM_EVERY];
-        tx.conn.execute(sql, args).await.map(drop)
+        tx.conn.execute(sql, args).await?;
+        let sql = "SELECT EXISTS (SELECT 1 FROM svid_bundle_fetches WHERE trust_domain = $1)";
+        tx.conn.fetch_one(sql, args![self.trust_domain.as_str()]).await?.get(0)
     }
 }
 
@@ -304,7 +306,7 @@ impl Store {
     /// Notes that an endpoint still gives what is stored; every ten minutes at most.
     /// # Errors
     /// Only the database's.
-    pub async fn confirm_fetched(&self, trust_domain: &TrustDomain, now: i64) -> Result<(), StoreError> {
+    pub async fn confirm_fetched(&self, trust_domain: &TrustDomain, now: i64) -> Result<bool, StoreError> {
         self.write(Confirm { trust_domain: trust_domain.clone(), now }).await
     }
 
