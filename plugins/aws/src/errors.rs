@@ -3,6 +3,8 @@
 use std::error::Error;
 
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use svid_plugin_api::{PluginCode, PluginError};
 
 /// A call, as its errors tell of it.
@@ -33,7 +35,7 @@ impl Call<'_> {
                 let text = format!("{}: AWS did not answer {} in time; try again", self.failed, self.action);
                 PluginError::new(PluginCode::Unavailable, text)
             }
-            error => self.not_sent(&chain(error)),
+            error => self.not_sent(role_refused(error), &chain(error)),
         }
     }
 
@@ -51,14 +53,17 @@ impl Call<'_> {
         PluginError::new(kind, format!("{}: {code}: {}{hint}", self.failed, safe(message)))
     }
 
-    /// The request was never answered: no credentials, no connection, no sense.
-    fn not_sent(&self, causes: &str) -> PluginError {
+    /// The request was never answered: no credentials, no connection, no sense. What gives the credentials may be away
+    /// like AWS itself, unless it was heard to refuse.
+    fn not_sent(&self, is_refused: bool, causes: &str) -> PluginError {
         let lower = causes.to_lowercase();
-        if lower.contains("credential") || lower.contains("assumerole") {
-            let text = format!("{}: AWS credentials could not be obtained: {causes}", self.failed);
-            return PluginError::new(PluginCode::Unauthenticated, text);
-        }
-        PluginError::new(PluginCode::Unavailable, format!("{}: AWS cannot be reached: {causes}", self.failed))
+        let what = if is_refused || lower.contains("credential") || lower.contains("assumerole") {
+            "AWS credentials could not be obtained"
+        } else {
+            "AWS cannot be reached"
+        };
+        let code = if is_refused { PluginCode::Unauthenticated } else { PluginCode::Unavailable };
+        PluginError::new(code, format!("{}: {what}: {causes}", self.failed))
     }
 }
 
@@ -103,6 +108,7 @@ fn judge(code: &str) -> (PluginCode, Remedy) {
         | "InternalServerError"
         | "InternalServiceError"
         | "InternalServiceException"
+        | "IDPCommunicationError"
         | "ServiceUnavailable"
         | "ServiceUnavailableException" => (PluginCode::Unavailable, Remedy::Later),
         "LimitExceededException" => (PluginCode::ResourceExhausted, Remedy::Quota),
@@ -121,6 +127,18 @@ fn judge(code: &str) -> (PluginCode, Remedy) {
         | "ValidationException" => (PluginCode::InvalidArgument, Remedy::Resource),
         _ => (PluginCode::Internal, Remedy::None),
     }
+}
+
+/// True if STS answered that the role is not to be had. One that is out of order, or asks to come later, did not refuse.
+fn role_refused(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| {
+        let code = cause.downcast_ref::<AssumeRoleError>().map(ProvideErrorMetadata::code);
+        let code = code.or_else(|| {
+            cause.downcast_ref::<AssumeRoleWithWebIdentityError>().map(ProvideErrorMetadata::code)
+        });
+        code.flatten().is_some_and(|code| judge(code).0 != PluginCode::Unavailable)
+    })
 }
 
 /// An error with its causes. Cut like every text of AWS.
@@ -148,6 +166,9 @@ fn safe(message: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_kms::error::ErrorMetadata;
+    use aws_sdk_kms::operation::sign::SignError;
+
     use super::*;
 
     #[test]
@@ -170,6 +191,23 @@ mod tests {
         check("NotFoundException", PluginCode::FailedPrecondition, "key/x");
         check("ValidationException", PluginCode::InvalidArgument, "so AWS says");
         check("Surprise", PluginCode::Internal, "Surprise");
+    }
+
+    #[test]
+    fn credentials_that_nobody_refused_may_come_later() {
+        let call = Call { failed: "failed to sign", action: "kms:Sign", on: "arn:aws:kms:r:1:key/x" };
+        let away = call.not_sent(false, "dispatch failure: the credentials provider timed out");
+        assert_eq!(away.code, PluginCode::Unavailable, "{away}");
+        assert!(away.message.contains("AWS credentials could not be obtained: "), "{away}");
+        let role = |code: &str| {
+            let answer = AssumeRoleError::generic(ErrorMetadata::builder().code(code).build());
+            let error: SdkError<SignError, ()> = SdkError::construction_failure(answer);
+            call.error(&error)
+        };
+        let refused = role("AccessDenied");
+        assert_eq!(refused.code, PluginCode::Unauthenticated, "{refused}");
+        assert!(refused.message.contains("AWS credentials could not be obtained: "), "{refused}");
+        assert_eq!(role("ServiceUnavailable").code, PluginCode::Unavailable);
     }
 
     #[test]

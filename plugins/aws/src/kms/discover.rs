@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::types::{AliasListEntry, KeyMetadata};
 use aws_sdk_resourcegroupstagging::types::ResourceTagMapping;
 use svid_plugin_api::remote_key::key_type_of;
@@ -78,8 +79,9 @@ impl Kms {
             match found.entry(id) {
                 Entry::Vacant(place) => drop(place.insert(held)),
                 Entry::Occupied(mut place) => {
-                    // A crash between making a key and its alias: the alias tells which one was in use.
-                    let current = self.describe(&self.names.alias(place.key())).await?.arn;
+                    // A crash between making a key and its alias: the alias tells which one was in use. Without an
+                    // alias neither was, and either will do.
+                    let current = self.alias_target(&self.names.alias(place.key())).await?;
                     let other =
                         if current.as_deref() == Some(held.key.arn()) { place.insert(held) } else { held };
                     tracing::warn!(
@@ -96,8 +98,10 @@ impl Kms {
 
     async fn migrate(&self, found: &mut Found) -> Result<(), PluginError> {
         for (id, held) in self.find_by_alias().await? {
-            let Entry::Vacant(place) = found.entry(id.clone()) else { continue };
             let arn = held.key.arn().to_owned();
+            if found.get(&id).is_some_and(|known| known.key.arn() == arn) {
+                continue;
+            }
             tracing::info!(
                 key_arn = arn,
                 "Applying SPIRE tags to legacy key during migration to tag-based discovery"
@@ -109,7 +113,10 @@ impl Kms {
                 let reason = call.error(&error);
                 tracing::warn!(key_arn = arn, %reason, "Failed to apply SPIRE tags to legacy key during migration; key will still be available");
             }
-            place.insert(held);
+            if let Some(other) = found.insert(id, held) {
+                tracing::warn!(key_arn = other.key.arn(), "Of two keys of one ID the one without alias goes");
+                other.key.replaced();
+            }
         }
         Ok(())
     }
@@ -135,6 +142,17 @@ impl Kms {
         let answer = self.client.describe_key().key_id(key).send().await;
         let metadata = answer.map_err(|error| call.error(&error))?.key_metadata;
         metadata.ok_or_else(|| PluginError::internal("malformed describe key response"))
+    }
+
+    /// The ARN of the key that an alias points to, if there is such an alias.
+    pub(super) async fn alias_target(&self, alias: &str) -> Result<Option<String>, PluginError> {
+        let call = Call { failed: "failed to describe key", action: "kms:DescribeKey", on: alias };
+        let answer = match self.client.describe_key().key_id(alias).send().await {
+            Err(SdkError::ServiceError(error)) if error.err().is_not_found_exception() => return Ok(None),
+            answer => answer.map_err(|error| call.error(&error))?,
+        };
+        let arn = answer.key_metadata.and_then(|key| key.arn);
+        arn.map(Some).ok_or_else(|| PluginError::internal("malformed describe key response"))
     }
 
     async fn hold(&self, arn: String) -> Result<Held, PluginError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kms::Client;
-use aws_sdk_kms::error::SdkError;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeySpec, KeyUsageType, Tag};
 use svid_core::clock::Clock;
@@ -142,7 +142,7 @@ impl Kms {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn create(&self, id: &str, kind: KeyType) -> Result<Held, PluginError> {
+    pub(super) async fn create(&self, id: &str, kind: KeyType) -> Result<Held, PluginError> {
         let spec = match kind {
             KeyType::EcP256 => KeySpec::EccNistP256,
             KeyType::EcP384 => KeySpec::EccNistP384,
@@ -211,16 +211,16 @@ impl Kms {
         let assigned = if has_old {
             match update().await {
                 Err(SdkError::ServiceError(error)) if error.err().is_not_found_exception() => {
-                    create().await.map(drop).map_err(|error| (is_answer(&error), creating.error(&error)))
+                    create().await.map(drop).map_err(|error| (is_refusal(&error), creating.error(&error)))
                 }
-                answer => answer.map(drop).map_err(|error| (is_answer(&error), updating.error(&error))),
+                answer => answer.map(drop).map_err(|error| (is_refusal(&error), updating.error(&error))),
             }
         } else {
             match create().await {
                 Err(SdkError::ServiceError(error)) if error.err().is_already_exists_exception() => {
-                    update().await.map(drop).map_err(|error| (is_answer(&error), updating.error(&error)))
+                    update().await.map(drop).map_err(|error| (is_refusal(&error), updating.error(&error)))
                 }
-                answer => answer.map(drop).map_err(|error| (is_answer(&error), creating.error(&error))),
+                answer => answer.map(drop).map_err(|error| (is_refusal(&error), creating.error(&error))),
             }
         };
         match assigned {
@@ -229,7 +229,11 @@ impl Kms {
                 Ok(())
             }
             Err((was_refused, error)) => {
-                if was_refused {
+                // An attempt before the one that was refused may have moved the alias, and only its answer was lost.
+                if was_refused
+                    && let Ok(target) = self.alias_target(&alias).await
+                    && target.as_deref() != Some(new.key.arn())
+                {
                     new.key.replaced(); // and nobody will hold it
                 }
                 Err(error)
@@ -238,9 +242,22 @@ impl Kms {
     }
 }
 
-/// True if AWS said no: then nothing happened. Without an answer it may have.
-fn is_answer<E, R>(error: &SdkError<E, R>) -> bool {
-    matches!(error, SdkError::ServiceError(_))
+/// True if AWS said no: then nothing happened. Without an answer, or with a failure of KMS's own, it may have: such a key
+/// is left to the search for what was left behind.
+pub(super) fn is_refusal<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
+    let SdkError::ServiceError(answer) = error else { return false };
+    matches!(
+        answer.err().code(),
+        Some(
+            "AccessDeniedException"
+                | "AlreadyExistsException"
+                | "InvalidAliasNameException"
+                | "KMSInvalidStateException"
+                | "LimitExceededException"
+                | "NotFoundException"
+                | "ThrottlingException"
+        )
+    )
 }
 
 type PublicKeyAnswer = Result<

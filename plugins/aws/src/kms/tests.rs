@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use aws_sdk_kms::error::{ErrorMetadata, SdkError};
+use aws_sdk_kms::operation::create_alias::CreateAliasError;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as B64;
 use serde_json::json;
@@ -159,6 +161,52 @@ async fn keys_of_before_are_found_by_tags_too() {
         assert_eq!(found.public_key_der(), made.public_key_der());
         assert_eq!(keys.shared().tagged(Some("server-1")).await.unwrap().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn of_two_tagged_keys_the_one_with_the_alias_stays() {
+    let Some(moto) = Moto::start() else { return };
+    let config = config("server-1", true);
+    let keys = open(&moto.url, &config).await.unwrap();
+    let kms = keys.shared().clone();
+    let stray = async || kms.create("a", KeyType::EcP256).await.unwrap().key.arn().to_owned();
+    let in_use = |keys: &AwsKms| keys.shared().keys()["a"].key.arn().to_owned();
+    // Without an alias either stays.
+    let strays = [stray().await, stray().await];
+    let keys = open(&moto.url, &config).await.unwrap();
+    let kept = in_use(&keys);
+    let other = strays.iter().find(|arn| **arn != kept).unwrap();
+    until("the other one goes", async || !is_enabled(&kms, other).await).await;
+    assert!(is_enabled(&kms, &kept).await);
+    // With one, its key.
+    keys.generate("a", KeyType::EcP256).await.unwrap();
+    let current = in_use(&keys);
+    let other = stray().await;
+    let again = open(&moto.url, &config).await.unwrap();
+    assert_eq!(in_use(&again), current);
+    until("the stray one goes", async || !is_enabled(&kms, &other).await).await;
+    // Also if that key has no tags.
+    let config = |by_tags| KmsConfig { by_tags, ..config.clone() };
+    let before = open(&moto.url, &config(false)).await.unwrap();
+    before.generate("a", KeyType::EcP256).await.unwrap();
+    let other = stray().await;
+    let again = open(&moto.url, &config(true)).await.unwrap();
+    assert_eq!(in_use(&again), in_use(&before));
+    until("the tagged one goes", async || !is_enabled(&kms, &other).await).await;
+}
+
+#[test]
+fn only_a_clear_no_says_that_nothing_happened() {
+    let is_refusal = |code: &str| {
+        let error = CreateAliasError::generic(ErrorMetadata::builder().code(code).build());
+        manager::is_refusal(&SdkError::service_error(error, ()))
+    };
+    assert!(
+        ["AccessDeniedException", "NotFoundException", "ThrottlingException"].into_iter().all(is_refusal)
+    );
+    let unclear = ["DependencyTimeoutException", "KMSInternalException", "Surprise"];
+    assert!(!unclear.into_iter().any(is_refusal));
+    assert!(!manager::is_refusal(&SdkError::<CreateAliasError, ()>::timeout_error("no answer")));
 }
 
 /// A KMS with one key that signs with `signer`, and shows `shown`.

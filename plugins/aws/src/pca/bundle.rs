@@ -29,7 +29,8 @@ struct Parts {
 
 impl RootSets {
     pub(super) fn new(supplemental: Vec<X509Authority>) -> Arc<Self> {
-        let whole = watch::Sender::new(Arc::from([]));
+        // Published before the CA's root is known: what is new in the file at a start must not wait for the next CA.
+        let whole = watch::Sender::new(Arc::from(supplemental.as_slice()));
         Arc::new(Self { parts: Mutex::new(Parts { ca: None, supplemental }), whole })
     }
 
