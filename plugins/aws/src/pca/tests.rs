@@ -103,7 +103,7 @@ async fn the_supplemental_bundle_is_followed() {
     let pca = open(config).await.unwrap();
     let mut roots = pca.roots();
     let at_start: Vec<Vec<u8>> = roots.borrow().iter().map(|root| root.der().to_vec()).collect();
-    assert_eq!(at_start, [one.clone()], "published before a CA is asked for");
+    assert_eq!(at_start, std::slice::from_ref(&one), "published before a CA is asked for");
     let minted = pca.mint_x509_ca(&csr(), HOUR).await.unwrap();
     assert_eq!(minted.roots.len(), 2);
     assert_eq!(minted.roots[1].der(), one);
