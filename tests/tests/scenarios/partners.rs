@@ -192,11 +192,9 @@ async fn bad_partners_change_nothing_and_delay_nobody() {
             assert_eq!(answer.outcome(), Failed, "{name}: {answer:?}");
             assert!(answer.error.contains(words), "{name}: {}", answer.error);
             let state = answer.relationship.expect("a state");
-            assert_eq!(
-                (state.last_error.as_str(), state.failures_in_a_row),
-                (answer.error.as_str(), 1),
-                "{name}"
-            );
+            assert_eq!(state.last_error, answer.error, "{name}");
+            // More than one where the next attempt by itself was due at the same time.
+            assert!(state.failures_in_a_row >= 1, "{name}");
             assert!(state.last_success_at > 0 && state.next_refresh_at > state.last_attempt_at, "{state:?}");
             let kept = stored(&channel, &domain.name).await;
             assert_eq!((kept.sequence_number, kept.x509_authorities.len()), (5, 1), "{name}");
