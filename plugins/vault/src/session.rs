@@ -1,14 +1,13 @@
 //! A token for Vault: who needs one gets one, one login at a time, renewed before it ends, and replaced when it is refused.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderValue;
 use rustify::endpoint::Endpoint;
-use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
 use zeroize::Zeroizing;
@@ -23,13 +22,8 @@ use crate::secret::Secret;
 
 /// How often a request is sent before its failure counts, as in Vault's own client.
 const TRIES: u32 = 3;
-/// For how long nobody logs in because of a 403 after a login because of one did not help.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What comes of a login, once it is over.
-type Outcome = Option<Result<Arc<Token>, VaultError>>;
-
-/// One Vault, as one plugin sees it. Ends its background tasks with itself.
+/// One Vault, as one plugin sees it. Ends its background task with itself.
 pub(crate) struct Vault {
     session: Arc<Session>,
     renewal: JoinHandle<()>,
@@ -37,7 +31,7 @@ pub(crate) struct Vault {
 
 struct Session {
     connection: Connection,
-    http: Mutex<Option<Arc<Http>>>,
+    http: StdMutex<Option<Arc<Http>>>,
     state: Mutex<State>,
     /// Told when there is a new token, or none any more.
     changed: Arc<Notify>,
@@ -47,18 +41,8 @@ struct Session {
 struct State {
     token: Option<Arc<Token>>,
     logins: u64,
-    /// Under way, for everybody who waits for a token.
-    login: Option<Login>,
-    /// The next token takes the place of one that was refused.
-    is_refused: bool,
-    /// When a call was last refused with the token that took the place of a refused one.
-    in_vain: Option<Instant>,
-}
-
-/// A login belongs to the session: who waits for it may give up, and does not end it.
-struct Login {
-    outcome: watch::Receiver<Outcome>,
-    task: AbortHandle,
+    /// When the last login failed, and why: who waited for it need not try again.
+    failed: Option<(Instant, VaultError)>,
 }
 
 struct Token {
@@ -66,12 +50,7 @@ struct Token {
     number: u64,
     header: HeaderValue,
     secret: Secret,
-    lease: Mutex<Lease>,
-    since: Instant,
-    /// It took the place of a token that was refused.
-    is_replacement: bool,
-    /// Vault did something for it.
-    has_worked: AtomicBool,
+    lease: StdMutex<Lease>,
 }
 
 impl Token {
@@ -87,10 +66,6 @@ impl Token {
 impl Drop for Vault {
     fn drop(&mut self) {
         self.renewal.abort();
-        let login = self.session.state().login.take();
-        if let Some(login) = login {
-            login.task.abort();
-        }
     }
 }
 
@@ -99,7 +74,7 @@ impl Vault {
     pub(crate) fn new(connection: Connection) -> Self {
         let session = Arc::new(Session {
             connection,
-            http: Mutex::default(),
+            http: StdMutex::default(),
             state: Mutex::default(),
             changed: Arc::default(),
         });
@@ -108,22 +83,18 @@ impl Vault {
     }
 
     /// Has an endpoint answered with the plugin's token. A token that is refused is replaced, and the call made once
-    /// more: once, so that a policy that says no is not asked without end. Where that did not help, a refusal costs no
-    /// login for a while, whichever call it meets.
+    /// more: once, so that a policy that says no is not asked without end.
     pub(crate) async fn call(&self, endpoint: &impl Endpoint) -> Result<Answer, VaultError> {
         let request = Request::of(endpoint)?;
         let token = self.session.token().await?;
-        let answer = self.session.send_as(&request, &token).await;
-        if !answer.as_ref().is_err_and(VaultError::is_denied) || !self.session.replace(&token) {
+        let answer = self.session.send(&request, Some(&token)).await;
+        if !answer.as_ref().is_err_and(VaultError::is_denied) {
             return answer;
         }
-        tracing::info!(path = request.path(), "Vault refused the token; trying with a new one");
+        tracing::info!(path = request.path(), "Vault refused the token; logging in again");
+        self.session.forget(token.number).await;
         let token = self.session.token().await?;
-        let answer = self.session.send_as(&request, &token).await;
-        if answer.as_ref().is_err_and(VaultError::is_denied) {
-            self.session.state().in_vain = Some(Instant::now());
-        }
-        answer
+        self.session.send(&request, Some(&token)).await
     }
 
     /// Has an endpoint answered that everybody may ask.
@@ -132,8 +103,8 @@ impl Vault {
     }
 
     /// What Vault wants to be read, without anything that nobody may read.
-    pub(crate) fn presentable(&self, said: &str) -> String {
-        let token = self.session.state().token.clone();
+    pub(crate) async fn presentable(&self, said: &str) -> String {
+        let token = self.session.state.lock().await.token.clone();
         let secrets = self.session.secrets(token.as_deref());
         error::presentable(said, &secrets.iter().map(Secret::expose).collect::<Vec<_>>())
     }
@@ -148,10 +119,6 @@ impl Session {
     fn place(&self) -> String {
         let namespace = self.connection.namespace.as_ref();
         namespace.map(|namespace| format!(" in the namespace {namespace:?}")).unwrap_or_default()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn http(&self) -> Result<Arc<Http>, VaultError> {
@@ -190,14 +157,6 @@ impl Session {
         }
     }
 
-    async fn send_as(&self, request: &Request, token: &Token) -> Result<Answer, VaultError> {
-        let answer = self.send(request, Some(token)).await;
-        if answer.is_ok() {
-            token.has_worked.store(true, Ordering::Relaxed);
-        }
-        answer
-    }
-
     /// An answer that is not a success is an error, with what Vault says but none of our secrets.
     fn judged(
         &self,
@@ -228,70 +187,37 @@ impl Session {
     }
 
     /// The token in use, or a new one. Who comes while somebody logs in waits, and shares what comes of it.
-    async fn token(self: &Arc<Self>) -> Result<Arc<Token>, VaultError> {
-        let mut outcome = match self.token_or_login() {
-            Ok(token) => return Ok(token),
-            Err(login) => login,
-        };
-        let outcome = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| Err(VaultError::Login("the login ended without an answer".into())))
-    }
-
-    /// The token in use, or the login that gives the next one. Its time is its own: callers may have less.
-    fn token_or_login(self: &Arc<Self>) -> Result<Arc<Token>, watch::Receiver<Outcome>> {
-        let mut state = self.state();
+    async fn token(&self) -> Result<Arc<Token>, VaultError> {
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
         if let Some(token) = &state.token
             && !token.lease().is_over(Instant::now())
         {
             return Ok(token.clone());
         }
-        if let Some(login) = &state.login
-            && !login.task.is_finished()
+        if let Some((at, error)) = &state.failed
+            && *at >= asked
         {
-            return Err(login.outcome.clone());
+            return Err(error.clone());
         }
         state.token = None;
-        let (session, number) = (self.clone(), state.logins + 1);
-        let (tell, outcome) = watch::channel(None);
-        let login = tokio::spawn(async move {
-            let token = session.log_in(number).await;
-            tell.send_replace(Some(session.logged_in(token)));
-        });
-        state.login = Some(Login { outcome: outcome.clone(), task: login.abort_handle() });
-        Err(outcome)
-    }
-
-    /// Notes what came of a login, and that it is over.
-    fn logged_in(&self, token: Result<Token, VaultError>) -> Result<Arc<Token>, VaultError> {
-        let mut state = self.state();
-        state.login = None;
-        let mut token = token?;
-        token.is_replacement = std::mem::take(&mut state.is_refused);
-        state.logins += 1;
-        self.changed.notify_one();
-        Ok(state.token.insert(Arc::new(token)).clone())
-    }
-
-    /// After a refusal: true if there is, or will be, another token to try with. False where a new token did not help
-    /// a moment ago: then it is not the token that is refused.
-    fn replace(&self, refused: &Token) -> bool {
-        let mut state = self.state();
-        if state.token.as_ref().is_none_or(|token| token.number != refused.number) {
-            return true;
+        match self.log_in(state.logins + 1).await {
+            Ok(token) => {
+                state.logins += 1;
+                state.failed = None;
+                self.changed.notify_one();
+                Ok(state.token.insert(Arc::new(token)).clone())
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
         }
-        let is_recent = |at: Instant| at.elapsed() < PATIENCE;
-        let is_untried = refused.is_replacement && !refused.has_worked.load(Ordering::Relaxed);
-        if state.in_vain.is_some_and(is_recent) || (is_untried && is_recent(refused.since)) {
-            return false;
-        }
-        state.token = None;
-        state.is_refused = true;
-        self.changed.notify_one();
-        true
     }
 
-    fn forget(&self, number: u64) {
-        self.state().token.take_if(|token| token.number == number);
+    async fn forget(&self, number: u64) {
+        let mut state = self.state.lock().await;
+        state.token.take_if(|token| token.number == number);
         self.changed.notify_one();
     }
 
@@ -373,7 +299,7 @@ impl Session {
             }
             Err(error) if error.is_denied() => {
                 tracing::warn!(%error, "The token for Vault is not renewed any more; logging in when it is needed next");
-                self.forget(current.number);
+                self.forget(current.number).await;
             }
             Err(error) => {
                 let lease = current.lease().after_failure(Instant::now());
@@ -390,22 +316,14 @@ fn token(secret: Secret, number: u64, lease: Lease) -> Result<Token, VaultError>
     let header = HeaderValue::from_maybe_shared(bytes);
     let mut header = header.map_err(|_| VaultError::Answer("the token is no text for a header".into()))?;
     header.set_sensitive(true);
-    Ok(Token {
-        number,
-        header,
-        secret,
-        lease: Mutex::new(lease),
-        since: Instant::now(),
-        is_replacement: false,
-        has_worked: AtomicBool::new(false),
-    })
+    Ok(Token { number, header, secret, lease: StdMutex::new(lease) })
 }
 
 /// Renews whatever token there is when its time has come.
 async fn keep_alive(session: Weak<Session>) {
     while let Some(strong) = session.upgrade() {
         let changed = strong.changed.clone();
-        let token = strong.state().token.clone();
+        let token = strong.state.lock().await.token.clone();
         drop(strong);
         let due = token.as_ref().and_then(|token| token.lease().renew_at());
         match (due, token) {

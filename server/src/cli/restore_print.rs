@@ -88,11 +88,8 @@ fn authorities(lines: &[AuthorityLine]) -> String {
         format!("\nThe trust domain's bundle then has {}:\n", count(lines.len(), "authority", "authorities"));
     for line in lines {
         let ends = if line.not_after > 0 { rfc3339(line.not_after) } else { "an unknown time".into() };
-        let key = match line.key_is_here {
-            Some(true) => "this server has its key",
-            Some(false) => "this server does not sign with it",
-            None => "its key was not looked for",
-        };
+        let key =
+            if line.key_is_here { "this server has its key" } else { "this server does not sign with it" };
         let tainted = if line.tainted { ", tainted" } else { "" };
         text += &format!("  {:5} {} until {ends}{tainted}; {key}\n", line.kind, line.authority_id);
     }

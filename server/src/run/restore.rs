@@ -9,7 +9,6 @@ use svid_core::clock::Clock;
 use svid_core::key::Signer;
 use svid_daemon::harden::{DataDirLock, check_private_dir, harden, lock_data_dir};
 use svid_daemon::metrics::Metrics;
-use tokio::sync::OnceCell;
 
 use super::RunError;
 use super::identity::Place;
@@ -29,8 +28,6 @@ pub enum RestoreFailure {
     #[error(transparent)]
     Restore(#[from] RestoreError),
 }
-
-type Keys = BTreeMap<String, Arc<dyn Signer>>;
 
 const X509: &str = "X.509";
 const NO_KEY: &str = "this server's data_dir has the key of no X.509 authority of the backup, so it would make a new CA, \
@@ -58,8 +55,8 @@ pub struct AuthorityLine {
     /// Unix seconds, 0 when unknown.
     pub not_after: i64,
     pub tainted: bool,
-    /// This server has the key and can go on signing with it. `None` if nobody looked.
-    pub key_is_here: Option<bool>,
+    /// This server has the key and can go on signing with it.
+    pub key_is_here: bool,
 }
 
 /// What an operator says on the command line.
@@ -81,8 +78,6 @@ pub struct Restore {
     /// That this server has no key for any authority of the backup is meant.
     accept_new_ca: bool,
     clock: Clock,
-    /// Read once, before anything is changed; `None` if nobody is to look.
-    keys: OnceCell<Option<Keys>>,
     /// Held until the end: no server starts on this data directory meanwhile.
     _lock: Option<DataDirLock>,
 }
@@ -110,15 +105,7 @@ impl Restore {
             lease: SERVER_LEASE,
             locked_host: lock.is_some().then(|| Place::of(&config.data_dir).shown),
         };
-        Ok(Self {
-            config,
-            backup,
-            terms,
-            accept_new_ca: consent.new_ca,
-            clock,
-            keys: OnceCell::new(),
-            _lock: lock,
-        })
+        Ok(Self { config, backup, terms, accept_new_ca: consent.new_ca, clock, _lock: lock })
     }
 
     /// Tells what a restore would do; writes nothing.
@@ -126,8 +113,7 @@ impl Restore {
     /// [`RestoreFailure`].
     pub async fn rehearse(&self) -> Result<Told, RestoreFailure> {
         let outlook = self.backup.rehearse(&self.config.plugins.data_store, &self.terms).await?;
-        let keys = self.keys().await?;
-        let mut told = self.tell(outlook, keys);
+        let mut told = self.tell(outlook).await?;
         if self.begins_anew(&told) && !self.accept_new_ca {
             told.report.refusals.push(NO_KEY.into());
             told.report.accepted = false;
@@ -143,63 +129,35 @@ impl Restore {
         plugins.upstream.is_none()
             && !matches!(plugins.key_manager, KeyManagerChoice::Memory)
             && told.authorities.iter().any(is_alive)
-            && !told.authorities.iter().any(|line| line.kind == X509 && line.key_is_here != Some(false))
+            && !told.authorities.iter().any(|line| line.kind == X509 && line.key_is_here)
     }
 
     /// Restores, if the terms allow it.
     /// # Errors
     /// [`RestoreFailure`].
     pub async fn run(&self) -> Result<Told, RestoreFailure> {
-        // A key manager that does not answer fails the restore while nothing was changed yet.
-        let keys = self.keys().await?;
         let outlook = self.backup.restore(&self.config.plugins.data_store, &self.terms).await?;
-        Ok(self.tell(outlook, keys))
+        self.tell(outlook).await
     }
 
-    fn tell(&self, mut outlook: Outlook, keys: Option<&Keys>) -> Told {
-        let Some(keys) = keys else {
-            let name = self.config.plugins.key_manager.name();
-            outlook.report.notes.push(format!(
-                "a rehearsal does not look at keys in {name}, since opening it may change them; a restore does, \
-                 before it changes the database"
-            ));
-            return Told {
-                authorities: authorities(&outlook, None),
-                report: outlook.report,
-                next_start: "a rehearsal cannot tell whether this server goes on with its authorities".into(),
-            };
-        };
+    async fn tell(&self, outlook: Outlook) -> Result<Told, RestoreFailure> {
+        let keys = self.keys().await?;
         let journal = self.server_id().and_then(|id| outlook.journals.get(&id)).cloned();
         let has_upstream = self.config.plugins.upstream.is_some();
         let bundle = outlook.bundle.as_ref();
         let now = self.clock.now();
         let usable =
-            usable_authorities(keys, journal.as_deref().unwrap_or_default(), bundle, has_upstream, now);
+            usable_authorities(&keys, journal.as_deref().unwrap_or_default(), bundle, has_upstream, now);
         let next_start = next_start(&usable, self.config.ca.disable_jwt_svids);
-        Told { authorities: authorities(&outlook, Some(&usable)), report: outlook.report, next_start }
+        Ok(Told { authorities: authorities(&outlook, &usable), report: outlook.report, next_start })
     }
 
-    /// The keys of this server. A rehearsal writes nothing, so it does not open a key manager that may: those of key
-    /// services make identifiers, mark keys as used, and delete what a crash left behind.
-    async fn keys(&self) -> Result<Option<&Keys>, RunError> {
-        let is_here = matches!(
-            self.config.plugins.key_manager,
-            KeyManagerChoice::Memory | KeyManagerChoice::Disk { .. }
-        );
-        let read = async || {
-            if self.terms.rehearsal && !is_here { Ok(None) } else { self.read_keys().await.map(Some) }
-        };
-        Ok(self.keys.get_or_try_init(read).await?.as_ref())
-    }
-
-    /// None where there cannot be any yet, or keys die with the process.
-    async fn read_keys(&self) -> Result<Keys, RunError> {
+    /// The keys of this server; none where there cannot be any yet, or keys die with the process.
+    async fn keys(&self) -> Result<BTreeMap<String, Arc<dyn Signer>>, RunError> {
         let choice = &self.config.plugins.key_manager;
         match choice {
             KeyManagerChoice::Memory => return Ok(BTreeMap::new()),
             KeyManagerChoice::Disk { keys_path } if !keys_path.exists() => return Ok(BTreeMap::new()),
-            #[cfg(feature = "vault")]
-            KeyManagerChoice::Vault(vault) if vault.is_new() => return Ok(BTreeMap::new()),
             #[cfg(feature = "aws")]
             KeyManagerChoice::AwsKms(kms) if kms.identifier.is_new() => return Ok(BTreeMap::new()),
             _ => {}
@@ -217,15 +175,13 @@ impl Restore {
     }
 }
 
-/// `usable` is `None` if nobody looked for keys.
-fn authorities(outlook: &Outlook, usable: Option<&[Usable]>) -> Vec<AuthorityLine> {
+fn authorities(outlook: &Outlook, usable: &[Usable]) -> Vec<AuthorityLine> {
     let Some(bundle) = &outlook.bundle else { return Vec::new() };
     let line = |kind, authority_id: String, not_after, tainted| AuthorityLine {
         kind,
         not_after,
         tainted,
-        key_is_here: usable
-            .map(|usable| usable.iter().any(|one| one.kind == kind && one.authority_id == authority_id)),
+        key_is_here: usable.iter().any(|usable| usable.kind == kind && usable.authority_id == authority_id),
         authority_id,
     };
     let x509 = bundle.x509_authorities.iter().map(|authority| {

@@ -84,7 +84,7 @@ impl UpstreamVault {
         let answer = self.vault.call(&request).await.map_err(|error| doing.refused(&error))?;
         let signed = answer::signed_ca(&answer.body).map_err(|error| doing.refused(&error))?;
         for warning in &signed.warnings {
-            let warning = self.vault.presentable(warning);
+            let warning = self.vault.presentable(warning).await;
             tracing::warn!(%warning, mount = self.config.pki_mount_point, "Vault signed the CA with a warning");
         }
         Ok(signed)

@@ -23,11 +23,6 @@ pub(crate) enum KeyIdentifier {
 }
 
 impl KeyManagerConfig {
-    /// True if this server has no identifier yet, and so no keys.
-    pub fn is_new(&self) -> bool {
-        matches!(&self.key_identifier, KeyIdentifier::File(path) if !path.exists())
-    }
-
     /// Reads the plugin's section. `None` only together with a recorded mistake.
     pub fn read(r: &mut Reader, env: Env<'_>) -> Option<Self> {
         let connection = Connection::read(r, env);

@@ -12,7 +12,6 @@ use svid_core::x509::ca::{CaSubject, CaTemplate, self_signed_ca, sign_ca};
 use svid_core::x509::{PublicKey, VerifiedCsr};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -30,8 +29,6 @@ pub enum Reply {
     Json(u16, Value),
     /// With one more header line.
     Header(u16, String),
-    /// Not before there is a permit.
-    When(Arc<Semaphore>, u16, Value),
     /// The connection ends instead.
     Nothing,
     /// So many bytes, with their number said before or not.
@@ -82,10 +79,6 @@ async fn serve(mut stream: TcpStream, handler: Arc<Handler>, counts: Arc<Mutex<H
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let answer = match handler(&Seen { path, token, body, nth }) {
         Reply::Nothing => return,
-        Reply::When(gate, status, body) => {
-            gate.acquire().await.expect("open").forget();
-            respond(status, "x-nothing: 1", body.to_string().as_bytes(), true)
-        }
         Reply::Json(status, body) => respond(status, "x-nothing: 1", body.to_string().as_bytes(), true),
         Reply::Header(204, line) => respond(204, &line, b"", true),
         Reply::Header(status, line) => respond(status, &line, b"{\"errors\":[]}", true),

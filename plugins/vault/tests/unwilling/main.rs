@@ -13,7 +13,6 @@ use svid_core::key::{KeyType, LocalKey};
 use svid_core::x509::ca::{CaSubject, ca_csr};
 use svid_plugin_api::{MintedCa, PluginCode, PluginError, UpstreamAuthority as _};
 use svid_vault::{UpstreamConfig, UpstreamVault};
-use tokio::sync::Semaphore;
 
 const SIGN: &str = "/v1/pki/root/sign-intermediate";
 const LOGIN: &str = "/v1/auth/approle/login";
@@ -198,74 +197,8 @@ async fn a_refused_token_is_replaced_once() {
     assert_eq!((fake.count(LOGIN), fake.count(SIGN)), (2, 2));
     let (fake, _) = vault(|_, _, _| refusal(403, "permission denied")).await;
     let words = "path \"pki/root/sign-intermediate\" { capabilities = [\"update\"] }";
-    let upstream = Arc::new(upstream(&fake.address));
-    for _ in 0..5 {
-        assert_error(upstream.mint_x509_ca(&csr(), TTL).await, PluginCode::PermissionDenied, words);
-    }
-    assert_eq!((fake.count(LOGIN), fake.count(SIGN)), (2, 6), "a policy is not asked without end");
-    let calls = [(); 20].map(|()| {
-        let upstream = upstream.clone();
-        tokio::spawn(async move { upstream.mint_x509_ca(&csr(), TTL).await })
-    });
-    for call in calls {
-        assert_error(call.await.expect("no panic"), PluginCode::PermissionDenied, words);
-    }
-    assert_eq!((fake.count(LOGIN), fake.count(SIGN)), (2, 26), "nor by many at once");
-}
-
-#[tokio::test]
-async fn many_refused_at_once_make_one_more_login() {
-    let (fake, _) = vault(|_, _, _| refusal(403, "permission denied")).await;
-    let upstream = Arc::new(upstream(&fake.address));
-    let calls = [(); 20].map(|()| {
-        let upstream = upstream.clone();
-        tokio::spawn(async move { upstream.mint_x509_ca(&csr(), TTL).await })
-    });
-    for call in calls {
-        assert_error(call.await.expect("no panic"), PluginCode::PermissionDenied, "permission denied");
-    }
-    assert_eq!(fake.count(LOGIN), 2);
-}
-
-#[tokio::test]
-async fn a_new_token_that_worked_is_replaced_when_it_is_revoked() {
-    let (fake, _) = vault(|ca, seen, csr| match (seen.token.as_deref(), seen.nth) {
-        (Some("token-1"), 1) | (Some("token-2"), 3) | (Some("token-3"), _) => signed(ca, csr),
-        _ => refusal(403, "permission denied"),
-    })
-    .await;
-    let upstream = upstream(&fake.address);
-    for _ in 0..3 {
-        upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
-    }
-    assert_eq!((fake.count(LOGIN), fake.count(SIGN)), (3, 5));
-}
-
-#[tokio::test]
-async fn a_login_goes_on_when_its_caller_gives_up() {
-    let (gate, ca) = (Arc::new(Semaphore::new(0)), Ca::new());
-    let held = gate.clone();
-    let fake = Fake::start(move |seen| match seen.path.as_str() {
-        LOGIN => {
-            let auth = json!({"client_token": "token-1", "lease_duration": 600, "renewable": true});
-            Reply::When(held.clone(), 200, json!({"auth": auth}))
-        }
-        SIGN => {
-            let csr = seen.body["csr"].as_str().expect("a CSR");
-            signed(&ca, &svid_core::pem::parse_block_pem(csr, "CERTIFICATE REQUEST").expect("in PEM"))
-        }
-        _ => Reply::Json(404, json!({"errors": []})),
-    })
-    .await;
-    let upstream = Arc::new(upstream(&fake.address));
-    let caller = upstream.clone();
-    let hasty = tokio::spawn(async move { caller.mint_x509_ca(&csr(), TTL).await });
-    asked(&fake, LOGIN, 1).await;
-    hasty.abort();
-    assert!(hasty.await.expect_err("given up").is_cancelled());
-    gate.add_permits(1);
-    upstream.mint_x509_ca(&csr(), TTL).await.expect("minted");
-    assert_eq!(fake.count(LOGIN), 1);
+    assert_error(mint(&fake).await, PluginCode::PermissionDenied, words);
+    assert_eq!((fake.count(LOGIN), fake.count(SIGN)), (2, 2), "a policy is not asked without end");
 }
 
 #[tokio::test]
